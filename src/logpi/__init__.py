@@ -1,0 +1,3 @@
+"""logpi: policy gradients for language models."""
+
+__version__ = "0.1.0"

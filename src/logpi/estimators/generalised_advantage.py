@@ -1,0 +1,33 @@
+"""Generalised advantage estimation: advantages from rewards and a value function."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from logpi.masking import reverse_cumulative_sum
+
+
+def generalised_advantage(
+    rewards: Tensor,
+    mask: Tensor,
+    group: Tensor,
+    values: Tensor | None = None,
+    final_values: Tensor | None = None,
+    *,
+    gamma: float = 1.0,
+    gae_lambda: float = 0.95,
+) -> Tensor:
+    """A_t = Σ_l (γλ)^l δ_{t+l} with δ_t = r_t + γ V(s_{t+1}) − V(s_t) (Schulman et al. 2015, equation 16).
+
+    V after the last action is `final_values`: 0 where the trajectory terminated, the value of the state where it was
+    cut where it was truncated. λ=1 is reward-to-go minus V (plus the bootstrap); λ=0 is one-step TD. Unbiased for λ=1
+    with any V, and for λ<1 with the exact V only. Raises ValueError without values.
+    """
+    if values is None or final_values is None:
+        raise ValueError("generalised advantage estimation needs a value function; pick a policy with a value head")
+    is_last = mask & ~torch.nn.functional.pad(mask[:, 1:], (0, 1))
+    next_values = torch.nn.functional.pad(values[:, 1:], (0, 1))
+    next_values = torch.where(is_last, final_values[:, None].to(values.dtype), next_values)
+    deltas = torch.where(mask, rewards + gamma * next_values - values, torch.zeros_like(values))
+    return reverse_cumulative_sum(deltas, mask, gamma * gae_lambda).detach()

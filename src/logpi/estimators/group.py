@@ -1,0 +1,54 @@
+"""Advantages of a trajectory against the others of its group: RLOO and GRPO."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from logpi.masking import group_sums, sum_over_time
+
+
+def leave_one_out(
+    rewards: Tensor, mask: Tensor, group: Tensor, values: Tensor | None = None, final_values: Tensor | None = None
+) -> Tensor:
+    """A_i = R_i − (1/(G−1)) Σ_{j≠i} R_j, the same at each action (Kool et al. 2019; Ahmadian et al. 2024). Unbiased.
+
+    Raises ValueError on a group of one: it has nothing to be compared with.
+    """
+    totals = sum_over_time(rewards, mask)
+    sums, sizes = group_sums(totals, group)
+    if bool((sizes < 2).any()):
+        raise ValueError('a group of one: leave-one-out needs at least 2 generations a prompt; raise num_generations')
+    # R_i − mean of the others, written as a mean of differences so that equal rewards give exactly 0.
+    advantages = _differences_to_group(totals, group) / (sizes - 1)
+    return (advantages[:, None] * mask).detach()
+
+
+def group_standardised(
+    rewards: Tensor,
+    mask: Tensor,
+    group: Tensor,
+    values: Tensor | None = None,
+    final_values: Tensor | None = None,
+    *,
+    std_epsilon: float = 1e-4,
+) -> Tensor:
+    """A_i = (R_i − R̄) / (std + ε), mean and std (ddof 1) over the group, itself included (Shao et al. 2024, section 4.1.2).
+
+    Biased: the mean includes the own reward (scale (G−1)/G) and the division re-weights prompts by their spread. Groups
+    with equal rewards get 0. Raises ValueError on a group of one.
+    """
+    totals = sum_over_time(rewards, mask)
+    _, sizes = group_sums(totals, group)
+    if bool((sizes < 2).any()):
+        raise ValueError("a group of one: a standard deviation needs at least 2 generations a prompt; raise num_generations")
+    centred = _differences_to_group(totals, group) / sizes
+    squares, _ = group_sums(centred**2, group)
+    std = torch.sqrt(squares / (sizes - 1))
+    return ((centred / (std + std_epsilon))[:, None] * mask).detach()
+
+
+def _differences_to_group(totals: Tensor, group: Tensor) -> Tensor:
+    """Return Σ_j (R_i − R_j) over the group of i: exactly 0 when all rewards are equal, whatever the rounding."""
+    same_group = group[:, None] == group[None, :]
+    return torch.where(same_group, totals[:, None] - totals[None, :], torch.zeros((), dtype=totals.dtype)).sum(1)

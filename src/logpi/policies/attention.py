@@ -1,0 +1,111 @@
+"""The attention that sampler and learner share, registered with transformers under the name "logpi".
+
+Explicit scores and a masked softmax over a padded key axis. Bits of one row don't depend on batch size, slot, order or
+on whether keys came from a cache, because every product has rows in multiples of 8 and keys in multiples of 64, and
+key j of a row is always its position j.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from logpi.errors import InputError
+from logpi.policies.token_log_probs import pad_rows
+
+KEY_MULTIPLE = 64
+MASKED = -1e30  # finite, so a row of padding gives numbers instead of NaN; exp(MASKED − max) is exactly 0
+NAME = "logpi"
+
+
+def round_up(length: int, multiple: int) -> int:
+    """Return the least multiple that is at least `length`."""
+    return -(-length // multiple) * multiple
+
+
+def autocast_dtype(default: torch.dtype) -> torch.dtype:
+    """Return the dtype that products run in here: autocast's if it is on, else `default`."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else default
+
+
+def invariant_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **kwargs,
+) -> tuple[Tensor, None]:
+    """softmax(QKᵀ·scaling + mask)V, query heads of a key/value head folded into the rows.
+
+    query [batch, heads, queries, width], key and value [batch, key heads, keys, width] with keys a multiple of 64,
+    attention_mask [batch or 1, 1, queries, keys] (True: attend) -> [batch, queries, heads, width].
+    """
+    for name in ("softcap", "s_aux"):
+        if kwargs.get(name) is not None:
+            raise InputError(f"this model's attention uses {name}, which logpi does not compute; pick another model")
+    if attention_mask is None:
+        raise InputError(f"{type(module).__name__} drops the mask that it is given; logpi can't run this model")
+    batch, num_heads, num_queries, width = query.shape
+    num_key_heads = key.shape[1]
+    repeats = num_heads // num_key_heads
+    dtype = autocast_dtype(query.dtype)
+    scaling = width**-0.5 if scaling is None else scaling
+    folded = query.to(dtype).reshape(batch, num_key_heads, repeats * num_queries, width)
+    scores = torch.matmul(pad_rows(folded, dim=2), key.to(dtype).transpose(2, 3))
+    scores = (scores if scores.dtype == torch.float64 else scores.float()) * scaling
+    mask = attention_mask[:, :, None].expand(-1, 1, repeats, -1, -1).flatten(2, 3)
+    mask = F.pad(mask, (0, 0, 0, scores.shape[2] - mask.shape[2]))
+    probabilities = torch.softmax(scores.masked_fill(~mask, MASKED), -1)
+    out = torch.matmul(probabilities.to(dtype), value.to(dtype))[:, :, : repeats * num_queries]
+    return out.reshape(batch, num_heads, num_queries, width).transpose(1, 2), None
+
+
+def register() -> None:
+    """Make `attn_implementation="logpi"` known to transformers."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, invariant_attention)
+
+
+class KeyValues:
+    """Keys and values of one forward, kept for the next: what transformers calls a cache, reduced to `update`."""
+
+    is_compileable = False
+
+    def __init__(self) -> None:
+        self.layers: list = []  # transformers asks a cache for it; ours keeps its own lists
+        self.keys: dict[int, Tensor] = {}
+        self.values: dict[int, Tensor] = {}
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 0  # positions are always given, never derived from the cache
+
+    def update(self, key: Tensor, value: Tensor, layer_idx: int, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        """Keep and return keys and values, padded on the right to a multiple of 64."""
+        dtype = autocast_dtype(key.dtype)
+        self.keys[layer_idx] = pad_rows(key.to(dtype), KEY_MULTIPLE, dim=2)
+        self.values[layer_idx] = pad_rows(value.to(dtype), KEY_MULTIPLE, dim=2)
+        return self.keys[layer_idx], self.values[layer_idx]
+
+
+class SharedPrompt(KeyValues):
+    """Completions over prompts that ran once each: row i sees prompt `prompt_of_row[i]`, then itself. Differentiable."""
+
+    def __init__(self, prompt: KeyValues, prompt_of_row: Tensor, prompt_lengths: Tensor, num_actions: int):
+        super().__init__()
+        self.prompt, self.prompt_of_row = prompt, prompt_of_row
+        padded = prompt.keys[0].shape[2]
+        position = torch.arange(round_up(int(prompt_lengths.max()) + num_actions, KEY_MULTIPLE))
+        own = position - prompt_lengths[:, None]  # index among the row's own keys; negative: the prompt's
+        source = torch.where(own < 0, position, padded + own.clamp(max=num_actions - 1))
+        self.source = source[:, None, :, None]  # [batch, 1, keys, 1]
+
+    def update(self, key: Tensor, value: Tensor, layer_idx: int, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        return self._join(self.prompt.keys[layer_idx], key), self._join(self.prompt.values[layer_idx], value)
+
+    def _join(self, prompt: Tensor, own: Tensor) -> Tensor:
+        joined = torch.cat([prompt[self.prompt_of_row], own.to(prompt.dtype)], 2)
+        return joined.gather(2, self.source.expand(-1, joined.shape[1], -1, joined.shape[3]))

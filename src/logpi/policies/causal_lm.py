@@ -1,0 +1,188 @@
+"""A Hugging Face causal LM as a policy: prompts in, log-probs of completion tokens out.
+
+Forwards run in eval mode, always: a policy with dropout would be another one at each call. The prompt of a group runs
+once; its keys and values serve all its completions, in sampling and, under autograd, in learning.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from logpi.policies.attention import KEY_MULTIPLE, KeyValues, SharedPrompt, round_up
+from logpi.policies.base import PolicyOutput, scatter
+from logpi.policies.token_log_probs import ROW_MULTIPLE, distribution, token_log_probs
+from logpi.trajectory import pad
+
+
+class CausalLM:
+    """π(token | prompt, tokens before) = softmax(logits / temperature).
+
+    `module` holds the fp32 (or float64) weights that the learner writes. `sampler` is the same network for sampling: it
+    shares the weights, except the matrices that the products' dtype or a LoRA adapter make different, which are cast
+    or merged once per update (`weights_changed`).
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        tokenizer: Any,
+        *,
+        eos_token_ids: tuple[int, ...],
+        context_length: int,
+        dtype: torch.dtype = torch.float32,
+        temperature: float = 1.0,
+        lora: dict[str, Any] | None = None,
+        value_head: bool = False,
+    ):
+        self.tokenizer, self.eos_token_ids, self.context_length = tokenizer, eos_token_ids, context_length
+        self.dtype, self.temperature = dtype, temperature
+        self.has_values = value_head
+        self.module = module.eval()
+        shared = {id(t): t for t in [*module.parameters(), *module.buffers()]}
+        self.sampler = copy.deepcopy(module, shared)
+        self.is_lora = lora is not None
+        if lora is not None:
+            from logpi.policies.adapters import add_lora
+
+            self.module = add_lora(module, lora)
+        width = module.get_output_embeddings().weight.shape[1]
+        self.value_head = nn.Linear(width, 1) if value_head else None
+        if self.value_head is not None:
+            nn.init.zeros_(self.value_head.weight)
+            nn.init.zeros_(self.value_head.bias)
+        self._own_weights()
+        self.weights_changed()
+
+    # --- the network -------------------------------------------------------------------------------------------
+
+    @property
+    def network(self) -> nn.Module:
+        """The Hugging Face module that learning runs through (inside peft's wrapper, when there is one)."""
+        return self.module.get_base_model() if self.is_lora else self.module
+
+    def hidden_states(
+        self, network: nn.Module, tokens: Tensor, positions: Tensor, attend: Tensor, cache: KeyValues
+    ) -> Tensor:
+        """Run the trunk: tokens, positions [rows, time], attend [rows or 1, 1, time, keys] -> [rows, time, width]."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            return network.base_model(
+                input_ids=tokens,
+                position_ids=positions,
+                attention_mask=attend,
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state
+
+    def prompt_pass(self, network: nn.Module, prompts: list[Tensor]) -> tuple[Tensor, KeyValues]:
+        """Run prompts once, padded on the right: the hidden state after each one's last token [prompts, width], and the cache."""
+        lengths = torch.tensor([len(p) for p in prompts])
+        time = round_up(int(lengths.max()), ROW_MULTIPLE)
+        position = torch.arange(time)
+        attend = position[:, None] >= torch.arange(round_up(time, KEY_MULTIPLE))
+        cache = KeyValues()
+        hidden = self.hidden_states(
+            network, pad(prompts, time), position.expand(len(prompts), -1), attend[None, None], cache
+        )
+        return hidden[torch.arange(len(prompts)), lengths - 1], cache
+
+    def next_token_log_probs(self, hidden: Tensor, temperature: float) -> Tensor:
+        """Return log π(· | state) over the vocabulary for sampling, hidden [rows, width] -> [rows, vocabulary]."""
+        head = self.sampler.get_output_embeddings()
+        return distribution(hidden, head.weight, head.bias, temperature)
+
+    # --- what the learner asks ---------------------------------------------------------------------------------
+
+    def evaluate(self, actions: Tensor, mask: Tensor, truncated: Tensor, inputs: tuple[Any, ...]) -> PolicyOutput:
+        """Score completions; `inputs` are the prompts' token ids, one tensor a row. A cut completion is an outcome of
+        its own, scored as it is: its final value is 0."""
+        prompts, prompt_of_row = _distinct(inputs)
+        last_hidden, cache = self.prompt_pass(self.network, prompts)
+        states = last_hidden[prompt_of_row][:, None]  # the state before action 0
+        num_inputs = actions.shape[1] - 1
+        if num_inputs:
+            tokens = actions[:, :-1].masked_fill(~mask[:, 1:], 0)
+            tokens = torch.nn.functional.pad(tokens, (0, -num_inputs % ROW_MULTIPLE))
+            lengths = torch.tensor([len(p) for p in inputs])
+            positions = lengths[:, None] + torch.arange(tokens.shape[1])
+            shared = SharedPrompt(cache, prompt_of_row, lengths, tokens.shape[1])
+            attend = positions[:, :, None] >= torch.arange(shared.source.shape[2])
+            positions = positions.clamp(max=self.context_length - 1)  # padding only: real ones were checked
+            hidden = self.hidden_states(self.network, tokens, positions, attend[:, None], shared)
+            states = torch.cat([states, hidden[:, :num_inputs]], 1)
+        head = self.network.get_output_embeddings()
+        states = states[mask]
+        log_probs, entropies = token_log_probs(
+            states, head.weight, head.bias, actions[mask], self.temperature, self.dtype
+        )
+        values = None if self.value_head is None else scatter(self.value_head(states)[:, 0].float(), mask)
+        return PolicyOutput(
+            scatter(log_probs, mask),
+            scatter(entropies, mask),
+            values,
+            None if values is None else torch.zeros(len(actions)),
+        )
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        named = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
+        if self.value_head is not None:
+            named |= {f"value_head.{n}": p for n, p in self.value_head.named_parameters()}
+        return named
+
+    def frozen_copy(self) -> CausalLM:
+        """Copy the weights that updates change; with LoRA at its start that is none: the base is shared."""
+        copied = copy.copy(self)
+        copied.value_head, copied.has_values = None, False
+        if self.is_lora:
+            copied.module, copied.is_lora = _base_network(self), False
+        else:
+            copied.module = copy.deepcopy(self.module).requires_grad_(False)
+        copied.sampler = copied.module
+        copied._owned = []
+        return copied
+
+    # --- sampling weights --------------------------------------------------------------------------------------
+
+    def _own_weights(self) -> None:
+        """Give the sampler weights of its own where they differ from the learner's: cast matrices, merged adapters."""
+        from logpi.policies.adapters import is_adapted, product_layers
+
+        self._owned: list[tuple[nn.Module, nn.Module]] = []  # (sampler's layer, learner's layer)
+        for name, layer in product_layers(self.sampler):
+            source = self.network.get_submodule(name)
+            if self.dtype == torch.bfloat16 or is_adapted(source):
+                self._owned.append((layer, source))
+        for layer, source in self._owned:
+            source = getattr(source, "base_layer", source)
+            for name, parameter in list(source.named_parameters(recurse=False)):
+                dtype = torch.bfloat16 if self.dtype == torch.bfloat16 else parameter.dtype
+                own = nn.Parameter(parameter.detach().to(dtype, copy=True), requires_grad=False)
+                setattr(layer, name, own)
+
+    @torch.no_grad()
+    def weights_changed(self) -> None:
+        """Cast or merge the learner's weights into the sampler's own, once per update."""
+        from logpi.policies.adapters import is_adapted, merged_weight
+
+        for layer, source in self._owned:
+            base = getattr(source, "base_layer", source)
+            for name, parameter in base.named_parameters(recurse=False):
+                adapted = name == "weight" and is_adapted(source)
+                getattr(layer, name).copy_(merged_weight(source) if adapted else parameter)
+
+
+def _distinct(inputs: tuple[Tensor, ...]) -> tuple[list[Tensor], Tensor]:
+    """Return the different prompts, and for each row the index of its own."""
+    index: dict[tuple[int, ...], int] = {}
+    rows = [index.setdefault(tuple(prompt.tolist()), len(index)) for prompt in inputs]
+    return [torch.tensor(tokens) for tokens in index], torch.tensor(rows)
+
+
+def _base_network(policy: CausalLM) -> nn.Module:
+    """Return the network without its adapter: a copy of the structure that shares the frozen base weights."""
+    from logpi.policies.adapters import without_lora
+
+    return without_lora(policy.module)

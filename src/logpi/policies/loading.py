@@ -1,0 +1,177 @@
+"""From a model's name to a causal-LM policy: a folder, a hub id, or one of the names below."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from logpi.errors import InputError, did_you_mean
+from logpi.policies import attention
+from logpi.policies.causal_lm import CausalLM
+
+HUB_NAMES = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+EMBEDDED = "smollm2-q4"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model's files are: a local folder, or a hub id that transformers resolves."""
+
+    name: str
+    location: str
+
+
+def find(model: str) -> Source:
+    """Return where `model` lies, without loading it. Raises InputError for a folder without a model, or an unknown name."""
+    if model == EMBEDDED:
+        from logpi.policies.embedded import embedded_folder
+
+        return Source(model, str(embedded_folder()))
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise InputError(f'model folder "{model}" holds no config.json; give a folder written by save_pretrained')
+        return Source(model, str(folder))
+    if model in HUB_NAMES:
+        return Source(model, HUB_NAMES[model])
+    parts = model.split("/")
+    if len(parts) == 2 and all(parts) and not model.startswith(("/", ".")):
+        return Source(model, model)
+    raise InputError(
+        f'unknown model "{model}": not a folder, not a hub id (owner/name).{did_you_mean(model, [EMBEDDED, *HUB_NAMES])}'
+    )
+
+
+def load_tokenizer(source: Source) -> Any:
+    """Load the tokenizer. Raises InputError where there is none, or where it has neither EOS nor a way to stop."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(source.location, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f'model "{source.name}": no tokenizer could be loaded: {_first_line(error)}') from error
+
+
+def load_config(source: Source) -> Any:
+    """Load the model's configuration."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(source.location, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f'model "{source.name}" could not be loaded: {_first_line(error)}') from error
+
+
+def eos_token_ids(source: Source, tokenizer: Any, config: Any) -> tuple[int, ...]:
+    """Return every token that ends a completion: the tokenizer's and the generation config's (models often have several)."""
+    from transformers import GenerationConfig
+
+    try:
+        generation = GenerationConfig.from_pretrained(source.location).eos_token_id
+    except OSError:
+        generation = None
+    found: list[int] = []
+    for value in (tokenizer.eos_token_id, generation, config.eos_token_id):
+        found += [] if value is None else [value] if isinstance(value, int) else list(value)
+    if not found:
+        raise InputError(
+            f'model "{source.name}": neither tokenizer nor generation_config names an end-of-sequence token, so no '
+            "completion could end; set eos_token in the tokenizer"
+        )
+    return tuple(dict.fromkeys(found))
+
+
+def context_length(config: Any) -> int:
+    """Return how many tokens prompt and completion may have together."""
+    limits = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "sliding_window")]
+    return min([limit for limit in limits if isinstance(limit, int) and limit > 0], default=2**31)
+
+
+def resolve_dtype(dtype: str) -> torch.dtype:
+    """Return the dtype of matrix products. "auto": bf16 where this processor multiplies it natively, else fp32."""
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    if dtype == "bfloat16" and not native:
+        raise InputError('dtype "bfloat16": this processor does not compute it natively; use "float32"')
+    if dtype == "auto":
+        return torch.bfloat16 if native else torch.float32
+    return {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}[dtype]
+
+
+def load_causal_lm(
+    model: str,
+    *,
+    dtype: str = "auto",
+    temperature: float = 1.0,
+    lora: dict[str, Any] | None = None,
+    value_head: bool = False,
+) -> CausalLM:
+    """Load a causal LM with fp32 weights (float64 when asked) and logpi's attention. No remote code is run."""
+    from transformers import AutoModelForCausalLM
+
+    source = find(model)
+    tokenizer, config = load_tokenizer(source), load_config(source)
+    ends = eos_token_ids(source, tokenizer, config)
+    product_dtype = resolve_dtype(dtype)
+    attention.register()
+    try:
+        module = AutoModelForCausalLM.from_pretrained(
+            source.location,
+            dtype=torch.float64 if product_dtype == torch.float64 else torch.float32,
+            attn_implementation=attention.NAME,
+            trust_remote_code=False,
+            use_safetensors=True,
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(f'model "{model}" could not be loaded: {_first_line(error)}') from error
+    policy = CausalLM(
+        module,
+        tokenizer,
+        eos_token_ids=ends,
+        context_length=context_length(config),
+        dtype=product_dtype,
+        temperature=temperature,
+        lora=lora,
+        value_head=value_head,
+    )
+    check_forward(policy, model)
+    return policy
+
+
+@torch.no_grad()
+def check_forward(policy: CausalLM, model: str) -> None:
+    """Compare our forward with the module's own logits on a short text: a model whose head or attention does more than
+    logpi computes (soft-capping, logit scales, ALiBi) is refused instead of trained wrongly."""
+    tokens = torch.arange(16)[None] % policy.network.config.vocab_size
+    wide = policy.dtype != torch.bfloat16
+    network = policy.network
+    network.set_attn_implementation("eager")
+    with torch.autocast("cpu", torch.bfloat16, enabled=not wide):
+        theirs = network(input_ids=tokens).logits[0, :-1].to(torch.float64)
+    network.set_attn_implementation(attention.NAME)
+    theirs = torch.log_softmax(theirs / policy.temperature, -1).gather(1, tokens[0, 1:, None])[:, 0]
+    mask = torch.ones((1, 15), dtype=torch.bool)
+    ours = policy.evaluate(tokens[:, 1:], mask, torch.zeros(1, dtype=torch.bool), (tokens[0, :1],)).log_probs[0]
+    difference = float((ours - theirs).abs().max())
+    if not difference <= (0.5 if not wide else 1e-3):
+        raise InputError(
+            f'model "{model}": logpi\'s log-probs differ from the model\'s own by {difference:.3g}; its forward does '
+            "something that logpi does not compute (soft-capping, logit scaling, ALiBi, …); pick another model"
+        )
+
+
+def weights_hash(policy: CausalLM) -> str:
+    """Return the SHA-256 of the module's weights, by name: what a run record names its start by."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(policy.network.state_dict().items()):
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.detach().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,49 @@
+"""What is asked and how it is scored: a dataset row becomes a problem, a completion becomes a reward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Prompt = str | list[dict[str, Any]]  # plain text, or chat messages {"role", "content"}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One dataset row made ready: the prompt, and the columns that rewards receive by name.
+
+    `uid` is the row's index in its source, where a held-out source counts on from the training source, so that it is
+    unique in a task: draws are keyed by it, and ledgers count it.
+    """
+
+    uid: int
+    prompt: Prompt
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Reward:
+    """A named reward function with TRL's signature, and its weight in the sum."""
+
+    name: str
+    function: Callable[..., Any]
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Task:
+    """Problems to train on, problems held out, and how completions are scored.
+
+    `rewards` are summed (weighted) into the training reward. `metrics` are read at evaluation only; the first one is
+    the score of the run. `probes` are further named problem sets, evaluated before and after, never trained on.
+    `examples` are solved (prompt text, completion text) pairs from the training side, for few-shot prompts.
+    """
+
+    name: str
+    train: Sequence[Problem]
+    heldout: Sequence[Problem]
+    rewards: Sequence[Reward]
+    metrics: Sequence[Reward] = ()
+    probes: Mapping[str, Sequence[Problem]] = field(default_factory=dict)
+    examples: Sequence[tuple[str, str]] = ()

@@ -1,0 +1,176 @@
+"""Rows from where users keep them: JSON Lines, JSON, CSV, Parquet, a list of dicts, a Hugging Face dataset."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import gzip
+import io
+import json
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from logpi.errors import InputError, did_you_mean, missing_extra
+
+Row = dict[str, Any]
+Source = str | os.PathLike[str] | Iterable[Mapping[str, Any]]
+
+
+def read_rows(source: Source) -> list[Row]:
+    """Read every row of a file, an iterable of dicts or a Hugging Face dataset; raise InputError where it cannot.
+
+    Files: .jsonl, .json (a list of objects), .csv, each also as .gz, and .parquet.
+    """
+    rows = _rows_of_file(existing_file(source)) if isinstance(source, str | os.PathLike) else _rows_in_memory(source)
+    if not rows:
+        raise InputError(f"{name_of(source)}: holds no rows; a dataset needs at least one")
+    return rows
+
+
+def name_of(source: Source) -> str:
+    """Return what errors call the source: its path, or ``dataset`` for rows in memory."""
+    return os.fspath(source) if isinstance(source, str | os.PathLike) else "dataset"
+
+
+def _rows_in_memory(source: Iterable[Mapping[str, Any]]) -> list[Row]:
+    if isinstance(source, Mapping):
+        keys = ", ".join(map(str, source))
+        raise InputError(f"dataset: a dict ({keys}) where a list of rows is needed; pass one split, or a list of dicts")
+    if all(hasattr(source, name) for name in ("column_names", "__len__", "__getitem__")):
+        rows: Iterable[Any] = (source[index] for index in range(len(source)))  # type: ignore[index, arg-type]
+    elif isinstance(source, Iterable):
+        rows = source
+    else:
+        raise InputError(f"dataset: cannot read rows from a {type(source).__name__}; pass a path or a list of dicts")
+    return [_checked(row, f"dataset: row {index}") for index, row in enumerate(rows)]
+
+
+def existing_file(source: str | os.PathLike[str]) -> Path:
+    """Return the path of a file that exists; raise InputError with the nearest name where it does not."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        raise InputError(f"{source}: a folder, not a file; name one of the files in it")
+    if not path.exists():
+        if not path.parent.is_dir():
+            raise InputError(f"{source}: no such file, and no folder {path.parent}")
+        near = difflib.get_close_matches(path.name, os.listdir(path.parent), n=1, cutoff=0.6)
+        raise InputError(f"{source}: no such file." + (f' Did you mean "{path.parent / near[0]}"?' if near else ""))
+    return path
+
+
+def _rows_of_file(path: Path) -> list[Row]:
+    zipped = path.suffix.lower() == ".gz"
+    extension = (path.with_suffix("") if zipped else path).suffix.lower()
+    if extension == ".parquet" and not zipped:
+        return _rows_of_parquet(path)
+    if extension not in READERS:
+        known = [*READERS, *(f"{name}.gz" for name in READERS), ".parquet"]
+        raise InputError(f'{path}: unknown extension "{extension}".{did_you_mean(extension, known)}')
+    try:
+        data = gzip.decompress(path.read_bytes()) if zipped else path.read_bytes()
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: not a whole gzip file ({error}); copy or compress it again") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise InputError(f"{path}:{line}: byte {data[error.start]:#04x} is not UTF-8; save it as UTF-8") from error
+    return list(READERS[extension](text, path))
+
+
+def _rows_of_jsonl(text: str, path: Path) -> Iterator[Row]:
+    lines = text.split("\n")  # not splitlines: U+2028 may stand inside a JSON string
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            hint = " (the last line; is the file cut short?)" if number == len(lines) else ""
+            yield _checked(_parsed(line, path, number, hint), f"{path}:{number}: the row")
+
+
+def _rows_of_json(text: str, path: Path) -> Iterator[Row]:
+    if not text.strip():
+        return
+    hint = " (one object a line? then name it .jsonl)" if text.lstrip().startswith("{") else ""
+    rows = _parsed(text, path, 1, hint)
+    if not isinstance(rows, list):
+        raise InputError(f"{path}:1: holds {_kind(rows)} where a list of objects is needed{hint}")
+    for index, row in enumerate(rows):
+        yield _checked(row, f"{path}: row {index}")
+
+
+def _rows_of_csv(text: str, path: Path) -> Iterator[Row]:
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    line = 1
+    try:
+        header = next(reader, [])
+        repeated = {name for name in header if header.count(name) > 1}
+        if repeated:
+            raise InputError(f"{path}:1: the header names {', '.join(sorted(repeated))} more than once; rename one")
+        line = reader.line_num + 1
+        for cells in reader:
+            if cells and len(cells) != len(header):
+                need = f"the header has {len(header)} ({', '.join(header)})"
+                raise InputError(f"{path}:{line}: {len(cells)} cells where {need}; quote cells that hold commas")
+            if cells:
+                yield dict(zip(header, cells))
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise InputError(f"{path}:{line}: not valid CSV: {error}") from error
+
+
+def _rows_of_parquet(path: Path) -> list[Row]:
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise missing_extra("pyarrow", "data", f"reading {path}") from error
+    try:
+        return parquet.read_table(path).to_pylist()
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path}: not a readable Parquet file: {error}") from error
+
+
+def _parsed(text: str, path: Path, first_line: int, hint: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line = first_line + error.lineno - 1
+        raise InputError(f"{path}:{line}: not valid JSON: {error.msg} at column {error.colno}{hint}") from error
+    except (ValueError, RecursionError) as error:  # an integer of thousands of digits, or thousands of brackets
+        raise InputError(f"{path}:{first_line}: not valid JSON: {error}") from error
+
+
+def _checked(row: Any, place: str) -> Row:
+    """Return the row as a dict of sound text: a lone surrogate would fail much later, inside the tokenizer."""
+    if not isinstance(row, Mapping):
+        raise InputError(f"{place} is {_kind(row)} where an object (column: value) is needed")
+    for column, value in row.items():
+        if surrogate := _lone_surrogate([column, value]):
+            raise InputError(f"{place} has a lone surrogate ({surrogate!a}) in {column!a:.40}; repair the text")
+    return dict(row)
+
+
+def _lone_surrogate(value: Any) -> str | None:
+    unseen = [value]
+    while unseen:
+        item = unseen.pop()
+        if isinstance(item, str):
+            try:
+                item.encode()
+            except UnicodeEncodeError as error:
+                return item[error.start]
+        elif isinstance(item, Mapping):
+            unseen += [*item.keys(), *item.values()]
+        elif isinstance(item, list | tuple):
+            unseen += item
+    return None
+
+
+def _kind(value: Any) -> str:
+    return "null" if value is None else f"a {type(value).__name__}"
+
+
+READERS = {".jsonl": _rows_of_jsonl, ".json": _rows_of_json, ".csv": _rows_of_csv}

@@ -1,0 +1,107 @@
+"""The nouns that flow through a step: Trajectory (one episode or completion) and Batch (several, padded).
+
+One alignment everywhere: index t of log-probs, rewards, advantages and mask belongs to action t.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One completion of a prompt, or one episode of an environment, as it was sampled.
+
+    `inputs` is what only the policy understands: the prompt's token ids [prompt_time] for a causal LM, the observations
+    [time + 1, features] (the last one is where the episode stopped) for a control policy.
+    `terminated`: the policy or the environment ended it (an EOS token is an action of the trajectory).
+    `truncated`: a limit cut it; another outcome than the same actions ended.
+    """
+
+    prompt_uid: int
+    sample: int  # index within its group
+    group: int  # trajectories of one group share a prompt (or a start-state distribution)
+    policy_version: int
+    actions: Tensor  # [time]
+    behavior_log_probs: Tensor  # [time], as sampled
+    entropies: Tensor  # [time], of the distribution that each action was drawn from
+    inputs: Any
+    terminated: bool
+    truncated: bool
+    rewards: Tensor | None = None  # [time], None until scored
+
+    def __len__(self) -> int:
+        return self.actions.shape[0]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Trajectories padded on the right to [batch, time]; `mask` is true on real actions.
+
+    Padding holds zeros. Everything after `inputs` is filled in by a later stage of the step, under a name of its own.
+    """
+
+    actions: Tensor  # [batch, time]
+    mask: Tensor  # [batch, time] bool
+    group: Tensor  # [batch]
+    truncated: Tensor  # [batch] bool
+    rewards: Tensor  # [batch, time]
+    behavior_log_probs: Tensor  # [batch, time]
+    inputs: tuple[Any, ...]
+    values: Tensor | None = None  # [batch, time], V before each action, detached
+    final_values: Tensor | None = None  # [batch], V where a truncated trajectory stopped, 0 where it terminated
+    reference_log_probs: Tensor | None = None  # [batch, time], frozen policy
+    advantages: Tensor | None = None  # [batch, time], detached
+    value_targets: Tensor | None = None  # [batch, time], detached
+    old_log_probs: Tensor | None = None  # [batch, time], before this update; None: the update is the first
+    token_weights: Tensor | None = None  # [batch, time], what each action counts in the loss
+
+    def __len__(self) -> int:
+        return self.actions.shape[0]
+
+    @property
+    def lengths(self) -> Tensor:
+        """Number of actions of each trajectory, [batch]."""
+        return self.mask.sum(1)
+
+    def select(self, rows: Tensor) -> Batch:
+        """Return the rows with these indices, time trimmed to the longest of them."""
+        time = max(1, int(self.lengths[rows].max())) if len(rows) else 1
+        changes: dict[str, Any] = {"inputs": tuple(self.inputs[i] for i in rows.tolist())}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                changes[field.name] = value[rows][:, :time] if value.ndim >= 2 else value[rows]
+        return replace(self, **changes)
+
+
+def pad(sequences: Sequence[Tensor], length: int | None = None) -> Tensor:
+    """Stack sequences [time_i, ...] into [batch, length, ...], zeros on the right."""
+    length = length or max(len(s) for s in sequences)
+    out = sequences[0].new_zeros((len(sequences), length, *sequences[0].shape[1:]))
+    for row, sequence in zip(out, sequences, strict=True):
+        row[: len(sequence)] = sequence
+    return out
+
+
+def make_batch(trajectories: Sequence[Trajectory]) -> Batch:
+    """Pad scored trajectories into one batch, in the order given."""
+    rewards = [t.rewards for t in trajectories if t.rewards is not None]
+    if len(rewards) != len(trajectories):
+        raise ValueError("make_batch needs rewards on every trajectory: score them first")
+    lengths = torch.tensor([len(t) for t in trajectories])
+    time = max(1, int(lengths.max()))
+    return Batch(
+        actions=pad([t.actions for t in trajectories], time),
+        mask=torch.arange(time) < lengths[:, None],
+        group=torch.tensor([t.group for t in trajectories]),
+        truncated=torch.tensor([t.truncated for t in trajectories]),
+        rewards=pad(rewards, time),
+        behavior_log_probs=pad([t.behavior_log_probs for t in trajectories], time),
+        inputs=tuple(t.inputs for t in trajectories),
+    )
