@@ -1,4 +1,4 @@
-"""Reading rows, making problems of them, and splitting: on the real data, and on every broken file we could think of."""
+"""What users name: files of rows, which become problems and are split, and reward functions; and every way to fail."""
 
 from __future__ import annotations
 
@@ -11,19 +11,12 @@ from pathlib import Path
 import pytest
 
 from logpi.errors import InputError
-from logpi.tasks.base import Problem
+from logpi.tasks.base import Problem, Reward
 from logpi.tasks.dataset import read_rows
 from logpi.tasks.problems import columns_of, load_split, problem_from_row, problems_from_rows, prompt_key, split
+from logpi.tasks.reward_loading import load_reward
 
 ROWS = [{"prompt": "1+1?", "answer": "2"}, {"prompt": "line\u2028separator é", "answer": "3"}]
-
-
-@pytest.fixture
-def data() -> Path:
-    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
-    if not folder.is_dir():
-        pytest.skip(f"the development data is not at {folder}")
-    return folder
 
 
 def write(path: Path, rows: list[dict]) -> Path:
@@ -57,9 +50,13 @@ def test_each_format_gives_the_same_rows(tmp_path, ending):
 def test_rows_in_memory():
     class HuggingFaceLike:
         column_names = ("prompt", "answer")
-        __len__ = lambda self: len(ROWS)
-        __getitem__ = lambda self, index: ROWS[index]
         __iter__ = None
+
+        def __len__(self):
+            return len(ROWS)
+
+        def __getitem__(self, index):
+            return ROWS[index]
 
     assert read_rows(ROWS) == read_rows(iter(ROWS)) == read_rows(HuggingFaceLike()) == ROWS
     assert read_rows(ROWS)[0] is not ROWS[0]
@@ -85,11 +82,7 @@ BAD_FILES = {
     "not UTF-8": ("d.jsonl", GOOD + b'{"prompt": "caf\xe9"}\n', r"d\.jsonl:2: byte 0xe9 is not UTF-8"),
     "a list as row": ("d.jsonl", GOOD + b"\n[1]\n", r"d\.jsonl:3: the row is a list where an object"),
     "null as row": ("d.jsonl", b"null\n", r"d\.jsonl:1: the row is null"),
-    "lone surrogate": (
-        "d.jsonl",
-        GOOD + b'{"prompt": ["\\ud83d"]}\n',
-        r"d\.jsonl:2: .*lone surrogate .*ud83d.*'prompt'",
-    ),
+    "lone surrogate": ("d.jsonl", GOOD + b'{"prompt": ["\\ud83d"]}\n', r"d\.jsonl:2: .*surrogate .*ud83d.*'prompt'"),
     "surrogate key": ("d.jsonl", b'{"\\ud83d": 1}\n', r"d\.jsonl:1: .*lone surrogate"),
     "endless integer": ("d.jsonl", b'{"prompt": ' + b"9" * 5000 + b"}\n", r"d\.jsonl:1: not valid JSON"),
     "deep nesting": ("d.jsonl", GOOD + b"[" * 200_000 + b"\n", r"d\.jsonl:2: not valid JSON"),
@@ -139,13 +132,7 @@ def test_parquet_without_pyarrow_names_the_extra(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "source, message",
-    [
-        ([], "holds no rows"),
-        ([{}, [1]], "dataset: row 1 is a list"),
-        ({"train": ROWS}, r"a dict \(train\)"),
-        (7, "int"),
-    ],
+    "source, message", [([], "holds no rows"), ([{}, [1]], "dataset: row 1 is a list"), (7, "from a int")]
 )
 def test_bad_rows_in_memory(source, message):
     with pytest.raises(InputError, match=message):
@@ -218,7 +205,38 @@ def test_a_heldout_file_counts_on_and_shares_no_prompt(tmp_path):
         load_split(train_path, leak, 0, to_problem)
 
 
-def test_the_real_files_are_read_whole(data):
-    sizes = {"svamp/SVAMP.json": 1000, "gsm8k/train.jsonl.gz": 7473, "gsm8k/test.jsonl": 1319,
-             "countdown/train.jsonl.gz": 2500, "text_sonnets/sonnets.jsonl.gz": 154}  # fmt: skip
-    assert {name: len(read_rows(data / name)) for name in sizes} == sizes
+def test_a_reward_is_found_in_a_file_and_in_a_module(tmp_path):
+    (tmp_path / "helper_of_rewards.py").write_text("UNIT = 2.0\n")
+    path = tmp_path / "my_rewards.py"
+    path.write_text("from helper_of_rewards import UNIT\ndef brevity(completions):\n    return [UNIT]\n")
+    reward = load_reward(f"{path}:brevity", weight=0.5)
+    assert (reward.name, reward.weight) == ("brevity", 0.5) and reward.function(["a"]) == [2.0]
+    assert load_reward("json:dumps") == Reward("dumps", json.dumps, 1.0)
+
+
+BAD_LOCATIONS = {
+    "file.py": 'write "path/to/file.py:function" or "module:function"',
+    "file.py:": 'write "path/to/file.py:function"',
+    ":f": 'write "path/to/file.py:function"',
+    "{folder}/god.py:f": 'god.py: no such file. Did you mean "{folder}/good.py"?',
+    "{folder}/good.py:brevty": 'has no function "brevty". Did you mean "brevity"?',
+    "{folder}/good.py:LIMIT": '"LIMIT" is a int, not a function',
+    "{folder}/bad.py:f": "bad.py: importing it raised ZeroDivisionError: division by zero",
+    "{folder}/syntax.py:f": "syntax.py: importing it raised SyntaxError",
+    "{folder}/exits.py:f": "exits.py: importing it raised SystemExit",
+    "no_such_module_x:f": "no_such_module_x: importing it raised ModuleNotFoundError",
+    "good:f": "importing it raised ModuleNotFoundError: No module named 'good'; there is a file: write \"good.py:f\"",
+    "json:dumpss": 'json has no function "dumpss". Did you mean "dumps"?',
+}
+
+
+@pytest.mark.parametrize("location", BAD_LOCATIONS)
+def test_a_reward_that_cannot_be_loaded_says_why(tmp_path, monkeypatch, location):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "good.py").write_text("LIMIT = 3\ndef brevity(completions):\n    return []\n")
+    (tmp_path / "bad.py").write_text("1 / 0\n")
+    (tmp_path / "syntax.py").write_text("def f(:\n")
+    (tmp_path / "exits.py").write_text("import sys\nsys.exit(3)\n")
+    with pytest.raises(InputError) as caught:
+        load_reward(location.format(folder=tmp_path))
+    assert BAD_LOCATIONS[location].format(folder=tmp_path) in str(caught.value)

@@ -6,10 +6,13 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 from logpi import estimators, losses
 from logpi.errors import InputError, did_you_mean
+from logpi.masking import masked_mean
+from logpi.trajectory import Batch
 
 # Where a KL penalty against the frozen starting policy enters, when beta > 0.
 KL_PLACES = ("k1_in_reward", "k3_in_loss")
@@ -150,3 +153,34 @@ def get_algorithm(name: str) -> Algorithm:
     if name not in ALGORITHMS:
         raise InputError(f'unknown algorithm "{name}".{did_you_mean(name, ALGORITHMS)}')
     return ALGORITHMS[name]
+
+
+def assign_credit(algorithm: Algorithm, batch: Batch, *, standardise: bool = False) -> Batch:
+    """Fill in advantages, value targets (advantage + value) and the KL penalty in the reward, where the row has them.
+
+    `standardise` divides centred advantages by the batch's standard deviation over actions: a named bias, off by default.
+    """
+    rewards = batch.rewards
+    if algorithm.beta and algorithm.kl == "k1_in_reward":
+        assert batch.reference_log_probs is not None
+        penalty = losses.kl_k1(batch.behavior_log_probs, batch.reference_log_probs)
+        rewards = torch.where(batch.mask, rewards - algorithm.beta * penalty, rewards)
+    advantages = algorithm.advantage(
+        rewards,
+        batch.mask,
+        batch.group,
+        batch.values,
+        batch.final_values,
+        **algorithm.options_of(algorithm.advantage),
+    )
+    value_targets = advantages + batch.values if algorithm.uses_values and batch.values is not None else None
+    if standardise:
+        advantages = standardise_over_actions(advantages, batch.mask)
+    return replace(batch, advantages=advantages, value_targets=value_targets)
+
+
+def standardise_over_actions(advantages: Tensor, mask: Tensor) -> Tensor:
+    """Return (A − mean)/(std + 1e-8) over the true entries of `mask`, zeros on padding."""
+    mean = masked_mean(advantages, mask)
+    variance = masked_mean((advantages - mean) ** 2, mask)
+    return torch.where(mask, (advantages - mean) / (variance.sqrt() + 1e-8), torch.zeros_like(advantages))

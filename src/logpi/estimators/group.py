@@ -45,7 +45,9 @@ def group_standardised(
     centred = _differences_to_group(totals, group) / sizes
     squares, _ = group_sums(centred**2, group)
     std = torch.sqrt(squares / (sizes - 1))
-    return ((centred / (std + std_epsilon))[:, None] * mask).detach()
+    # 0/0 with ε = 0 stays 0; a NaN reward stays NaN
+    advantages = torch.where(std == 0, centred, centred / (std + std_epsilon))
+    return (advantages[:, None] * mask).detach()
 
 
 def _differences_to_group(totals: Tensor, group: Tensor) -> Tensor:

@@ -61,8 +61,8 @@ class _TokenLogProbs(torch.autograd.Function):
         # fp32 accumulators, whatever the products' precision
         wide = torch.promote_types(weight.dtype, torch.float32)
         grad_hidden = torch.empty_like(hidden) if want_hidden else None
-        grad_weight = torch.zeros(weight.shape, dtype=wide) if want_weight else None
-        grad_bias = torch.zeros(weight.shape[0], dtype=wide) if want_bias and ctx.has_bias else None
+        grad_weight = weight.new_zeros(weight.shape, dtype=wide) if want_weight else None
+        grad_bias = weight.new_zeros(weight.shape[0], dtype=wide) if want_bias and ctx.has_bias else None
         for start in range(0, len(hidden), CHUNK_ROWS):
             rows = slice(start, start + CHUNK_ROWS)
             scale = grad_log_probs[rows] / ctx.temperature

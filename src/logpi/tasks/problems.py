@@ -87,7 +87,7 @@ def split(
     keys = [key(problem) for problem in problems]
     held: set[str] = set()
     for index in sorted(range(len(problems)), key=lambda index: (_digest(seed, keys[index]), index)):
-        if keys[index] not in held and count <= 0:
+        if count <= 0:
             break
         held.add(keys[index])
         count -= 1

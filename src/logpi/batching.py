@@ -1,0 +1,61 @@
+"""Which trajectories go together: into one optimiser step (minibatch), and into one forward (micro-batch)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from logpi.randomness import Stream, permutation
+from logpi.trajectory import Batch
+
+
+def minibatches(
+    batch: Batch,
+    reduction: Callable[[Tensor], Tensor],
+    *,
+    updates: int = 1,
+    num_minibatches: int = 1,
+    seed: int = 0,
+    step: int = 0,
+) -> Iterator[Batch]:
+    """Yield the batch of each optimiser step, with `token_weights` from all its trajectories.
+
+    Every update passes once over all groups in a keyed order; whole groups stay together, or single trajectories where
+    the rollout is one group. With num_minibatches=1 the order is the rollout's.
+    """
+    units = batch.group if len(batch.group.unique()) > 1 else torch.arange(len(batch))
+    names = units.unique()
+    for update in range(updates):
+        if num_minibatches == 1:
+            chunks = [torch.arange(len(batch))]
+        else:
+            order = torch.from_numpy(permutation(seed, Stream.MINIBATCH, len(names), step, update))
+            chunks = [torch.isin(units, names[part]).nonzero()[:, 0] for part in order.chunk(num_minibatches)]
+        for rows in chunks:
+            part = batch.select(rows)
+            yield replace(part, token_weights=reduction(part.mask))
+
+
+def micro_batches(batch: Batch, max_tokens: int) -> Iterator[Tensor]:
+    """Yield row indices for one forward each: longest first, prompts counted once a group, at most `max_tokens` padded
+    tokens (a single group's worth of rows may not fit: it is cut)."""
+    lengths = batch.lengths
+    longest_of_group = {int(g): int(lengths[batch.group == g].max()) for g in batch.group.unique()}
+    order = sorted(range(len(batch)), key=lambda i: (-longest_of_group[int(batch.group[i])], int(batch.group[i]), i))
+    rows: list[int] = []
+    prompts: dict[int, int] = {}
+    longest = 0
+    for row in order:
+        group, time = int(batch.group[row]), max(longest, int(lengths[row]))
+        tokens = time * (len(rows) + 1) + sum((prompts | {group: len(batch.inputs[row])}).values())
+        if rows and tokens > max_tokens:
+            yield torch.tensor(rows)
+            rows, prompts, time = [], {}, int(lengths[row])
+        rows.append(row)
+        prompts[group] = len(batch.inputs[row])
+        longest = time
+    if rows:
+        yield torch.tensor(rows)

@@ -1,0 +1,200 @@
+"""A run, described: frozen sections, checked at birth, without torch. An unknown key is an error with the nearest name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from logpi.errors import InputError, did_you_mean
+
+
+class Section(BaseModel):
+    """A frozen part of the configuration; keys it does not know are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Lora(Section):
+    """A low-rank adapter (peft); without this section all weights are trained."""
+
+    r: int = Field(16, ge=1)
+    lora_alpha: float = Field(32, gt=0)
+    target_modules: str | list[str] = "all-linear"
+
+
+class PolicyConfig(Section):
+    """Who acts."""
+
+    kind: Literal["causal_lm", "mlp"] = "causal_lm"
+    model: str | None = None
+    """A folder, a hub id, "smollm2" or "smollm2-q4" (causal_lm only)."""
+    dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
+    """Of the matrix products; weights stay float32 (float64 when asked). auto: bfloat16 where the processor has it."""
+    temperature: float = Field(1.0, gt=0)
+    """Divides the logits, in sampling and in learning alike."""
+    lora: Lora | None = None
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    """Of the mlp."""
+
+
+class RolloutConfig(Section):
+    """How experience is gathered."""
+
+    num_prompts: int = Field(8, ge=1)
+    """Different prompts a step (1 for an environment: its episodes are one group)."""
+    num_generations: int = Field(8, ge=1)
+    """Completions a prompt, or episodes a step."""
+    max_completion_length: int = Field(256, ge=1)
+    """Tokens; a longer completion is cut and counts as truncated."""
+    max_rows: int = Field(128, ge=8)
+    """Completions that are sampled side by side: memory, not results."""
+
+
+class AlgorithmConfig(Section):
+    """A row of the table and its options; None leaves the row's own value."""
+
+    name: str = "rloo"
+    gamma: float | None = Field(None, gt=0, le=1)
+    gae_lambda: float | None = Field(None, ge=0, le=1)
+    epsilon: float | None = Field(None, gt=0)
+    epsilon_high: float | None = Field(None, gt=0)
+    std_epsilon: float | None = Field(None, ge=0)
+    beta: float | None = Field(None, ge=0)
+    """Weight of the KL penalty against the starting policy."""
+    standardise_advantages: bool = False
+    """Divide by the batch's standard deviation after centring: a bias, of use with a value function."""
+    updates_per_rollout: int = Field(1, ge=1)
+    num_minibatches: int = Field(1, ge=1)
+    """Optimiser steps a pass over the rollout; whole groups or episodes stay together."""
+    value_coef: float = Field(0.5, ge=0)
+
+
+class LearnerConfig(Section):
+    """One optimiser step."""
+
+    learning_rate: float = Field(1e-5, gt=0)
+    schedule: Literal["constant", "linear"] = "constant"
+    """linear: down to 0 at max_steps."""
+    warmup_steps: int = Field(0, ge=0)
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    adam_epsilon: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    micro_batch_tokens: int = Field(8192, ge=1)
+    """Tokens (prompts once a group) in one forward and backward: memory, not results."""
+
+
+class EvaluationConfig(Section):
+    """When and how the held-out score is taken."""
+
+    every_steps: int | None = Field(10, ge=1)
+    every_actions: int | None = Field(None, ge=1)
+    """Check after each multiple of this many sampled actions (environments)."""
+    num_episodes: int = Field(100, ge=1)
+    """Of an environment, at fixed seeds."""
+    target_score: float | None = None
+    """Stop when the score holds this at `target_checks` checks in a row."""
+    target_checks: int = Field(3, ge=1)
+    full_report: bool = True
+    """Before and after: entropy, distinct completions, few-shot prompts, KL on unrelated prompts, the task's probes."""
+
+
+class CheckpointConfig(Section):
+    """When the run is saved."""
+
+    every_steps: int = Field(20, ge=1)
+    keep: int = Field(2, ge=1)
+
+
+class Config(Section):
+    """A whole run."""
+
+    recipe: str = "custom"
+    """Names the run folder."""
+    seed: int = Field(0, ge=0, lt=2**31)
+    max_steps: int = Field(100, ge=1)
+    threads: int | None = Field(None, ge=1)
+    """Of torch; None: the processor's cores."""
+    device: Literal["cpu"] = "cpu"
+    task: dict[str, Any] | None = None
+    """`name` and the task's own options."""
+    environment: str | None = None
+    """A Gymnasium environment's id."""
+    policy: PolicyConfig = PolicyConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    learner: LearnerConfig = LearnerConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Config:
+        if (self.task is None) == (self.environment is None):
+            raise ValueError("give either a task (language) or an environment (control), not both and not neither")
+        if self.task is not None and "name" not in self.task:
+            raise ValueError('task has no "name"')
+        if (self.policy.kind == "causal_lm") != (self.task is not None):
+            raise ValueError('policy.kind "causal_lm" goes with a task, "mlp" with an environment')
+        if self.policy.kind == "causal_lm" and not self.policy.model:
+            raise ValueError('policy.model is missing: name a folder, a hub id or "smollm2-q4" (--model)')
+        if self.rollout.num_generations == 1 and self.algorithm.name in ("rloo", "grpo", "reinforce_baseline"):
+            raise ValueError(
+                f'rollout.num_generations=1: algorithm "{self.algorithm.name}" compares completions of one prompt and '
+                'needs at least 2; raise num_generations or pick algorithm "reinforce"'
+            )
+        return self
+
+    def fingerprint(self) -> str:
+        """Return 8 hex digits of what determines the run, step count apart: the same command means the same folder."""
+        content = self.model_dump(mode="json", exclude={"max_steps", "checkpoint"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a configuration file. Raises InputError with file and line."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{path}: not valid TOML: {error}") from error
+
+
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with nested `changes` on top."""
+    out = dict(base)
+    for key, value in changes.items():
+        below = out.get(key)
+        out[key] = merge(below or {}, value) if isinstance(value, Mapping) else value
+    return out
+
+
+def make_config(values: Mapping[str, Any], source: str = "configuration") -> Config:
+    """Check nested values and return the run's configuration. Raises InputError naming each key and its remedy."""
+    try:
+        return Config.model_validate(dict(values))
+    except ValidationError as error:
+        raise InputError("\n".join(_explain(source, problem) for problem in error.errors())) from None
+
+
+def _explain(source: str, problem: Any) -> str:
+    """Return one line for one of pydantic's findings."""
+    keys = [str(part) for part in problem["loc"]]
+    name = ".".join(keys)
+    if problem["type"] == "extra_forbidden":
+        section: Any = Config
+        for key in keys[:-1]:
+            annotation = section.model_fields[key].annotation
+            section = next((a for a in (annotation, *getattr(annotation, "__args__", ())) if hasattr(a, "model_fields")))
+        return f'{source}: unknown key "{name}".{did_you_mean(keys[-1], section.model_fields)}'
+    if problem["type"] == "value_error":
+        return f"{source}: {problem['ctx']['error']}"
+    return f"{source}: {name} = {problem['input']!r}: {problem['msg']}"

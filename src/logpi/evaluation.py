@@ -1,0 +1,80 @@
+"""Scores on held-out problems, with intervals; what a policy is like before and after."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from logpi.tasks.base import Problem, Reward
+from logpi.tasks.rewarding import as_completions, score
+from logpi.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its 95 % interval over n samples."""
+
+    score: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The run's score (its first metric), every metric, and what else was measured."""
+
+    score: float
+    low: float
+    high: float
+    n: int
+    metrics: dict[str, Estimate] = field(default_factory=dict)
+    extras: dict[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain numbers, for JSON."""
+        values = asdict(self)
+        return {**{k: v for k, v in values.items() if k != "extras"}, **values["extras"]}
+
+
+Z = 1.959963984540054
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Return mean and 95 % interval: Wilson's where all values are 0 or 1, the normal one otherwise."""
+    n = len(values)
+    if not n:
+        return Estimate(0.0, 0.0, 0.0, 0)
+    mean = math.fsum(values) / n
+    if all(value in (0.0, 1.0) for value in values):
+        centre = (mean + Z**2 / (2 * n)) / (1 + Z**2 / n)
+        half = Z / (1 + Z**2 / n) * math.sqrt(mean * (1 - mean) / n + Z**2 / (4 * n**2))
+        return Estimate(mean, max(0.0, centre - half), min(1.0, centre + half), n)
+    variance = math.fsum((value - mean) ** 2 for value in values) / max(1, n - 1)
+    half = Z * math.sqrt(variance / n)
+    return Estimate(mean, mean - half, mean + half, n)
+
+
+def evaluate_problems(
+    problems: Sequence[Problem],
+    metrics: Sequence[Reward],
+    complete: Callable[[Sequence[Problem]], list[Trajectory]],
+    decode: Callable[[Trajectory], str],
+) -> tuple[Evaluation, list[str]]:
+    """Complete each problem once, score the texts by every metric; the first is the score. Returns the texts too."""
+    trajectories = complete(problems)
+    texts = [decode(t) for t in trajectories]
+    prompts = [p.prompt for p in problems]
+    columns = columns_of(problems)
+    ids = [t.actions.tolist() for t in trajectories]
+    by_name = score(metrics, prompts, as_completions(prompts, texts), ids, columns).by_name
+    results = {name: estimate([v for v in values if v is not None]) for name, values in by_name.items()}
+    return Evaluation(**asdict(results[metrics[0].name]), metrics=results), texts
+
+
+def columns_of(problems: Sequence[Problem]) -> dict[str, list[Any]]:
+    """Return the problems' columns as lists, one entry a problem; a missing cell is None."""
+    names = dict.fromkeys(name for problem in problems for name in problem.columns)
+    return {name: [problem.columns.get(name) for problem in problems] for name in names}

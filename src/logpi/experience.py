@@ -1,0 +1,298 @@
+"""Where a trainer's trajectories and rewards come from: a language task or an environment, behind one set of verbs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from logpi.errors import InputError
+from logpi.evaluation import Evaluation, columns_of, estimate, evaluate_problems
+from logpi.losses import kl_k3
+from logpi.masking import masked_mean
+from logpi.policies.causal_lm import CausalLM
+from logpi.randomness import Stream, permutation
+from logpi.rollout.engine import Sampling, TokenPrompt, generate
+from logpi.tasks.base import Problem, Prompt, Task
+from logpi.tasks.rewarding import Scores, as_completions, score
+from logpi.trajectory import Trajectory, make_batch
+
+UNRELATED = tuple(
+    f"{verb} {topic}."
+    for verb in ("Write two sentences about", "Explain in simple words")
+    for topic in (
+        "the weather in spring",
+        "how bread is baked",
+        "a walk along the sea",
+        "why cats sleep so much",
+        "the history of the bicycle",
+        "how a library works",
+        "a good breakfast",
+        "the colours of autumn",
+        "what a neighbour is",
+        "how to learn a song",
+    )
+)  # 20 prompts that no task trains on: what training changed elsewhere
+
+
+class Experience(Protocol):
+    """What the trainer asks of a task or an environment."""
+
+    def sample(self, step: int, policy_version: int) -> list[Trajectory]:
+        """Sample this step's trajectories from the policy; what is sampled is a pure function of seed, step and weights."""
+        ...
+
+    def reward(self, trajectories: list[Trajectory]) -> list[Trajectory]:
+        """Return the trajectories with rewards; ones that no reward function scored are left out."""
+        ...
+
+    def evaluate(self, step: int, *, full: bool = False) -> Evaluation:
+        """Score the policy on what is held out."""
+        ...
+
+    def show(self, trajectory: Trajectory) -> dict[str, Any]:
+        """Return a trajectory as plain data for the record."""
+        ...
+
+
+def order_of_epoch(seed: int, epoch: int, size: int) -> list[int]:
+    """Return the order in which problems are trained in an epoch: a pure function of seed and epoch."""
+    return permutation(seed, Stream.DATA_ORDER, size, epoch).tolist()
+
+
+class TaskExperience:
+    """Prompts of a task, completed by a causal LM, scored by the task's rewards."""
+
+    def __init__(
+        self,
+        policy: CausalLM,
+        task: Task,
+        *,
+        seed: int,
+        num_prompts: int,
+        num_generations: int,
+        max_completion_length: int,
+        max_rows: int = 128,
+    ):
+        self.policy, self.task, self.seed = policy, task, seed
+        self.num_prompts, self.num_generations = num_prompts, num_generations
+        self.sampling = Sampling(max_completion_length, seed, Stream.ROLLOUT, max_rows=max_rows)
+        self.greedy = replace(self.sampling, stream=Stream.EVALUATION, greedy=True)
+        self.problems = {problem.uid: problem for problem in task.train}
+        self.last_scores: Scores | None = None
+        self.before_texts: list[str] | None = None
+        self._start_log_probs: tuple[list[Trajectory], Tensor] | None = None
+        longest = max([*task.train, *task.heldout], key=lambda p: len(self.tokens(p.prompt)))
+        self.check_length(longest)
+
+    # --- prompts and texts -------------------------------------------------------------------------------------
+
+    def tokens(self, prompt: Prompt) -> Tensor:
+        """Return a prompt's token ids; chat messages go through the tokenizer's template."""
+        return prompt_tokens(self.policy.tokenizer, prompt)
+
+    def check_length(self, problem: Problem) -> None:
+        """Raise InputError where prompt and completion don't fit the model's context."""
+        num_tokens, limit = len(self.tokens(problem.prompt)), self.policy.context_length
+        if num_tokens + self.sampling.max_new_tokens > limit:
+            raise InputError(
+                f"the prompt of row {problem.uid} has {num_tokens} tokens; with rollout.max_completion_length="
+                f"{self.sampling.max_new_tokens} that is over the model's context of {limit}; shorten one of them"
+            )
+
+    def decode(self, trajectory: Trajectory) -> str:
+        """Return a completion's text, without the token that ended it."""
+        tokens = trajectory.actions.tolist()
+        tokens = tokens[:-1] if trajectory.terminated else tokens
+        return self.policy.tokenizer.decode(tokens, skip_special_tokens=True)
+
+    def complete(self, prompts: Sequence[Problem], sampling: Sampling, num_generations: int = 1) -> list[Trajectory]:
+        """Complete problems outside of training."""
+        ready = [TokenPrompt(p.uid, self.tokens(p.prompt)) for p in prompts]
+        return generate(self.policy, ready, num_generations, sampling)
+
+    # --- the five steps' first two -----------------------------------------------------------------------------
+
+    def problems_of_step(self, step: int) -> list[Problem]:
+        """Return the step's problems: the epochs' orders one after the other, cut into steps."""
+        size, first = len(self.task.train), step * self.num_prompts
+        picked = []
+        for position in range(first, first + self.num_prompts):
+            epoch, index = divmod(position, size)
+            picked.append(self.task.train[order_of_epoch(self.seed, epoch, size)[index]])
+        return picked
+
+    def sample(self, step: int, policy_version: int) -> list[Trajectory]:
+        prompts = [TokenPrompt(p.uid, self.tokens(p.prompt)) for p in self.problems_of_step(step)]
+        return generate(
+            self.policy, prompts, self.num_generations, self.sampling, step=step, policy_version=policy_version
+        )
+
+    def reward(self, trajectories: list[Trajectory]) -> list[Trajectory]:
+        problems = [self.problems[t.prompt_uid] for t in trajectories]
+        prompts = [p.prompt for p in problems]
+        completions = as_completions(prompts, [self.decode(t) for t in trajectories])
+        ids = [t.actions.tolist() for t in trajectories]
+        self.last_scores = score(self.task.rewards, prompts, completions, ids, columns_of(problems))
+        scored = [(t, total) for t, total in zip(trajectories, self.last_scores.total, strict=True) if total is not None]
+        return [replace(t, rewards=_at_the_end(total, len(t))) for t, total in scored]
+
+    # --- evaluation --------------------------------------------------------------------------------------------
+
+    def evaluate(self, step: int, *, full: bool = False) -> Evaluation:
+        """Greedy completions of every held-out problem. `full` adds what else before and after are compared by."""
+        metrics = self.task.metrics or self.task.rewards
+        result, texts = evaluate_problems(
+            self.task.heldout, metrics, lambda p: self.complete(p, self.greedy), self.decode
+        )
+        self.texts = texts
+        return replace(result, extras=self._full_report(step)) if full else result
+
+    def _full_report(self, step: int) -> dict[str, Any]:
+        metrics = self.task.metrics or self.task.rewards
+        probes = {
+            name: evaluate_problems(problems, metrics, lambda p: self.complete(p, self.greedy), self.decode)[0].as_dict()
+            for name, problems in self.task.probes.items()
+        }
+        drawn = self.complete(self.task.heldout[:20], replace(self.sampling, stream=Stream.PROBE), 8)
+        tokens = torch.cat([t.entropies for t in drawn])
+        by_prompt: dict[int, set[str]] = {}
+        for trajectory in drawn:
+            by_prompt.setdefault(trajectory.group, set()).add(self.decode(trajectory))
+        extras: dict[str, Any] = {
+            "probes": probes,
+            "entropy": float(tokens.mean()),
+            "distinct_of_8": sum(len(texts) for texts in by_prompt.values()) / len(by_prompt),
+        }
+        if step == 0:
+            extras["few_shot"] = {str(n): self._few_shot(n) for n in (0, 2, 4) if n <= len(self.task.examples)}
+            self._remember_start()
+        elif self._start_log_probs is not None:
+            extras["kl_to_start"] = self._kl_to_start()
+        return extras
+
+    def _few_shot(self, num_examples: int) -> dict[str, Any]:
+        """Score held-out problems with solved examples in front of the question."""
+        turns: list[dict[str, Any]] = []
+        for question, answer in self.task.examples[:num_examples]:
+            turns += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        text = "".join(f"{question}{answer}\n" for question, answer in self.task.examples[:num_examples])
+        problems = [
+            replace(p, prompt=text + p.prompt if isinstance(p.prompt, str) else [*turns, *p.prompt])
+            for p in self.task.heldout
+        ]
+        metrics = self.task.metrics or self.task.rewards
+        complete = lambda p: self.complete(p, self.greedy)  # noqa: E731
+        return evaluate_problems(problems, metrics, complete, self.decode)[0].as_dict()
+
+    def _unrelated(self) -> list[Problem]:
+        chat = isinstance(self.task.heldout[0].prompt, list)
+        return [Problem(i, [{"role": "user", "content": t}] if chat else t) for i, t in enumerate(UNRELATED)]
+
+    @torch.no_grad()
+    def _score_again(self, trajectories: list[Trajectory]) -> tuple[Tensor, Tensor]:
+        batch = make_batch([replace(t, rewards=torch.zeros(len(t))) for t in trajectories])
+        return self.policy.evaluate(batch.actions, batch.mask, batch.truncated, batch.inputs).log_probs, batch.mask
+
+    def _remember_start(self) -> None:
+        sampling = replace(self.sampling, max_new_tokens=32, stream=Stream.PROBE)
+        trajectories = self.complete(self._unrelated(), sampling)
+        self._start_log_probs = (trajectories, self._score_again(trajectories)[0])
+
+    def _kl_to_start(self) -> float:
+        """KL(π_start ‖ π) per token on the start's own completions of 20 unrelated prompts, nats (k3, never negative)."""
+        assert self._start_log_probs is not None
+        trajectories, start = self._start_log_probs
+        now, mask = self._score_again(trajectories)
+        return float(masked_mean(kl_k3(start, now), mask))
+
+    def show(self, trajectory: Trajectory) -> dict[str, Any]:
+        prompt = self.problems[trajectory.prompt_uid].prompt
+        return {
+            "prompt_uid": trajectory.prompt_uid,
+            "sample": trajectory.sample,
+            "prompt": prompt if isinstance(prompt, str) else prompt[-1]["content"],
+            "completion": self.decode(trajectory),
+            "tokens": len(trajectory),
+            "reward": None if trajectory.rewards is None else float(trajectory.rewards.sum()),
+            "terminated": trajectory.terminated,
+        }
+
+
+def prompt_tokens(tokenizer: Any, prompt: Prompt) -> Tensor:
+    """Return a prompt's token ids. Raises InputError for chat messages without a chat template, or an empty prompt."""
+    if isinstance(prompt, str):
+        ids = tokenizer(prompt)["input_ids"]
+    elif tokenizer.chat_template is None:
+        raise InputError(
+            "the dataset has chat messages, but the model's tokenizer has no chat template; give prompts as plain text"
+        )
+    else:
+        ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
+    if not ids:
+        raise InputError(f"the prompt {prompt!r:.60} has no tokens; give each row a prompt")
+    return torch.tensor(ids)
+
+
+def _at_the_end(total: float, length: int) -> Tensor:
+    """Return per-action rewards that are 0 but for the last."""
+    rewards = torch.zeros(length, dtype=torch.float64)
+    rewards[-1] = total
+    return rewards
+
+
+class EnvironmentExperience:
+    """Episodes of a Gymnasium environment; its rewards come with the steps."""
+
+    def __init__(self, policy: Any, environment: Any, *, seed: int, num_generations: int, num_eval_episodes: int):
+        self.policy, self.environment, self.seed = policy, environment, seed
+        self.num_generations, self.num_eval_episodes = num_generations, num_eval_episodes
+
+    def sample(self, step: int, policy_version: int) -> list[Trajectory]:
+        from logpi.rollout.collect import collect
+
+        return collect(
+            self.policy,
+            self.environment,
+            num_episodes=self.num_generations,
+            seed=self.seed,
+            stream=Stream.ROLLOUT,
+            environment_stream=Stream.ENVIRONMENT,
+            step=step,
+            policy_version=policy_version,
+        )
+
+    def reward(self, trajectories: list[Trajectory]) -> list[Trajectory]:
+        return trajectories
+
+    def evaluate(self, step: int, *, full: bool = False) -> Evaluation:
+        """Mean return at fixed seeds, of the policy as it samples and of its likeliest actions; the score is the lower."""
+        from logpi.rollout.collect import collect
+
+        metrics = {}
+        for name, deterministic in (("deterministic", True), ("stochastic", False)):
+            episodes = collect(
+                self.policy,
+                self.environment,
+                num_episodes=self.num_eval_episodes,
+                seed=0,
+                stream=Stream.EVALUATION,
+                environment_stream=Stream.EVALUATION_ENVIRONMENT,
+                step=0,
+                policy_version=0,
+                deterministic=deterministic,
+            )
+            metrics[name] = estimate([float(e.rewards.sum()) for e in episodes if e.rewards is not None])
+        worst = min(metrics.values(), key=lambda m: m.score)
+        return Evaluation(worst.score, worst.low, worst.high, worst.n, metrics)
+
+    def show(self, trajectory: Trajectory) -> dict[str, Any]:
+        return {
+            "sample": trajectory.sample,
+            "steps": len(trajectory),
+            "reward": None if trajectory.rewards is None else float(trajectory.rewards.sum()),
+            "terminated": trajectory.terminated,
+        }

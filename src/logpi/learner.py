@@ -1,0 +1,218 @@
+"""One update: log-probs, loss, backward, clip, optimiser step. The learner owns the weights; nothing else writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from logpi.algorithms import Algorithm
+from logpi.batching import micro_batches
+from logpi.errors import NonFiniteError
+from logpi.losses import kl_k3, squared_error
+from logpi.masking import masked_sum
+from logpi.policies.base import Policy, PolicyOutput
+from logpi.trajectory import Batch
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """What one backward pass left behind: the losses, and how far samples and learner agree."""
+
+    loss: float
+    num_trained: int  # trajectories whose gradient is not exactly zero
+    log_ratio_max: float  # max |log π − log π_behavior| over trained actions; 0.0 on the first update: same bits
+    log_ratio_mean: float
+    clip_fraction: float
+    kl: float = 0.0
+    value_loss: float = 0.0
+
+
+class Learner:
+    """Turns batches into weight updates."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        algorithm: Algorithm,
+        *,
+        learning_rate: float,
+        schedule: Callable[[int], float] = lambda step: 1.0,
+        adam_betas: tuple[float, float] = (0.9, 0.999),
+        adam_epsilon: float = 1e-8,
+        weight_decay: float = 0.0,
+        max_grad_norm: float = 1.0,
+        micro_batch_tokens: int = 8192,
+        value_coef: float = 0.5,
+    ):
+        self.policy, self.algorithm = policy, algorithm
+        self.learning_rate, self.schedule = learning_rate, schedule
+        self.max_grad_norm, self.micro_batch_tokens, self.value_coef = max_grad_norm, micro_batch_tokens, value_coef
+        self.parameters = policy.trainable_parameters()
+        self.optimizer = torch.optim.AdamW(
+            list(self.parameters.values()),
+            lr=learning_rate,
+            betas=adam_betas,
+            eps=adam_epsilon,
+            weight_decay=weight_decay,
+            fused=True,
+        )
+        self.reference = policy.frozen_copy() if algorithm.beta else None
+        self.num_updates = 0
+
+    # --- before the update -------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def annotate(self, batch: Batch, *, several_updates: bool) -> Batch:
+        """Fill in what the algorithm reads besides rewards: values, reference and old log-probs; nothing it doesn't."""
+        uses_values = self.algorithm.uses_values
+        if uses_values or several_updates:
+            out = self._evaluate_all(self.policy, batch)
+            if uses_values:
+                batch = replace(batch, values=out.values, final_values=out.final_values)
+            if several_updates:
+                batch = replace(batch, old_log_probs=out.log_probs)
+        if self.reference is not None:
+            batch = replace(batch, reference_log_probs=self._evaluate_all(self.reference, batch).log_probs)
+        return batch
+
+    def _evaluate_all(self, policy: Policy, batch: Batch) -> PolicyOutput:
+        """Evaluate in micro-batches and put the rows back in order."""
+        fields: dict[str, Tensor] = {}
+        for rows in micro_batches(batch, self.micro_batch_tokens):
+            part = batch.select(rows)
+            out = policy.evaluate(part.actions, part.mask, part.truncated, part.inputs)
+            for name, value in vars(out).items():
+                if value is not None:
+                    shape = (len(batch), batch.actions.shape[1]) if value.ndim == 2 else (len(batch),)
+                    whole = fields.setdefault(name, value.new_zeros(shape))
+                    if value.ndim == 2:
+                        whole[rows, : value.shape[1]] = value
+                    else:
+                        whole[rows] = value
+        return PolicyOutput(**fields)
+
+    # --- loss and gradient -------------------------------------------------------------------------------------
+
+    def backward(self, batch: Batch) -> Gradient:
+        """Accumulate the gradient of Σ_tokens token_weights·loss over the batch, in micro-batches that add up.
+
+        Rows whose gradient is exactly zero (all advantages 0, no KL and no value term) are left out: same gradient.
+        """
+        assert batch.advantages is not None and batch.token_weights is not None
+        self.optimizer.zero_grad(set_to_none=True)
+        trained = torch.arange(len(batch))
+        if not (self._kl_in_loss or self.algorithm.uses_values):
+            trained = (batch.advantages != 0).any(1).nonzero()[:, 0]
+        totals = {"loss": 0.0, "kl": 0.0, "value_loss": 0.0, "clipped": 0.0, "ratio_sum": 0.0, "ratio_max": 0.0}
+        if not len(trained):
+            return Gradient(0.0, 0, 0.0, 0.0, 0.0)
+        chosen = batch.select(trained)
+        for rows in micro_batches(chosen, self.micro_batch_tokens):
+            part = chosen.select(rows)
+            loss, found = self.loss(part)
+            if not bool(torch.isfinite(loss)):
+                raise NonFiniteError(f"the loss is {loss.item()} in trajectories {trained[rows].tolist()} of the step")
+            loss.backward()
+            totals["ratio_max"] = max(totals["ratio_max"], found.pop("ratio_max"))
+            totals["loss"] += float(loss.detach())
+            for name, value in found.items():
+                totals[name] += value
+        num_actions = int(chosen.mask.sum())
+        return Gradient(
+            loss=totals["loss"],
+            num_trained=len(trained),
+            log_ratio_max=totals["ratio_max"],
+            log_ratio_mean=totals["ratio_sum"] / num_actions,
+            clip_fraction=totals["clipped"] / num_actions,
+            kl=totals["kl"],
+            value_loss=totals["value_loss"],
+        )
+
+    @property
+    def _kl_in_loss(self) -> bool:
+        return bool(self.algorithm.beta) and self.algorithm.kl == "k3_in_loss"
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """Return (Σ token_weights·per-token loss, sums for the record) of one micro-batch."""
+        assert batch.advantages is not None and batch.token_weights is not None
+        out = self.policy.evaluate(batch.actions, batch.mask, batch.truncated, batch.inputs)
+        old_log_probs = out.log_probs.detach() if batch.old_log_probs is None else batch.old_log_probs
+        options = self.algorithm.options_of(self.algorithm.surrogate)
+        per_token = self.algorithm.surrogate(out.log_probs, old_log_probs, batch.advantages, **options)
+        found: dict[str, float] = {}
+        if self._kl_in_loss:
+            assert batch.reference_log_probs is not None
+            kl = kl_k3(out.log_probs, batch.reference_log_probs)
+            per_token = per_token + self.algorithm.beta * kl
+            found["kl"] = float(masked_sum(kl.detach() * batch.token_weights, batch.mask))
+        if self.algorithm.uses_values:
+            assert out.values is not None and batch.value_targets is not None
+            value_loss = squared_error(out.values, batch.value_targets)
+            per_token = per_token + self.value_coef * value_loss
+            found["value_loss"] = float(masked_sum(value_loss.detach() * batch.token_weights, batch.mask))
+        with torch.no_grad():
+            log_ratio = torch.where(batch.mask, out.log_probs - batch.behavior_log_probs, 0.0)
+            ratio = torch.exp(torch.where(batch.mask, out.log_probs - old_log_probs, 0.0))
+            found["ratio_max"] = float(log_ratio.abs().max())
+            found["ratio_sum"] = float(log_ratio.sum())
+            found["clipped"] = float(((ratio < 1 - options.get("epsilon", 0.2)) | (ratio > 1.2)).sum())
+        return masked_sum(per_token * batch.token_weights, batch.mask), found
+
+    # --- update ------------------------------------------------------------------------------------------------
+
+    def update(self, step: int) -> float:
+        """Clip the gradient to max_grad_norm, step the optimiser at step's learning rate; return the norm before."""
+        parameters = [p for p in self.parameters.values() if p.grad is not None]
+        if not parameters:
+            return 0.0
+        grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm))
+        if not torch.isfinite(torch.tensor(grad_norm)):
+            raise NonFiniteError(f"the gradient's norm is {grad_norm} at step {step}; nothing was written")
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate * self.schedule(step)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.num_updates += 1
+        self.policy.weights_changed()
+        return grad_norm
+
+    # --- state -------------------------------------------------------------------------------------------------
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return everything that the next update depends on: tensors by parameter name, and numbers."""
+        tensors: dict[str, Tensor] = {}
+        for name, parameter in self.parameters.items():
+            tensors[f"parameter/{name}"] = parameter.detach()
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                tensors[f"optimizer/{key}/{name}"] = value
+        return tensors, {"num_updates": self.num_updates}
+
+    @torch.no_grad()
+    def restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+        """Put back what `state` returned; names must match. Raises KeyError naming the first that does not."""
+        self.num_updates = numbers["num_updates"]
+        for name, parameter in self.parameters.items():
+            parameter.copy_(tensors[f"parameter/{name}"])
+            kept = {key.split("/")[1]: value.clone() for key, value in tensors.items() if _is_state_of(key, name)}
+            if kept:
+                self.optimizer.state[parameter] = kept
+        self.policy.weights_changed()
+
+
+def _is_state_of(key: str, name: str) -> bool:
+    return key.startswith("optimizer/") and key.split("/", 2)[2] == name
+
+
+def linear_schedule(max_steps: int, warmup_steps: int, kind: str) -> Callable[[int], float]:
+    """Return the learning rate's factor at a step: up over `warmup_steps`, then constant or linearly down to 0."""
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / (warmup_steps + 1)
+        return 1.0 if kind == "constant" else max(0.0, (max_steps - step) / max(1, max_steps - warmup_steps))
+
+    return factor

@@ -1,0 +1,158 @@
+"""Batched generation from a causal-LM policy, token in, token out.
+
+Each prompt is prefilled once for its whole group, finished completions leave the batch, each token comes with the
+log-prob and entropy of the distribution that it was drawn from. Draws are keyed by (step, prompt, sample, position) and
+a row's bits don't depend on the others, so how completions are batched changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from logpi.policies.causal_lm import CausalLM
+from logpi.policies.token_log_probs import ROW_MULTIPLE
+from logpi.randomness import Stream, uniforms
+from logpi.rollout.kv_cache import SlotCache
+from logpi.rollout.sampling import draw
+from logpi.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class TokenPrompt:
+    """A prompt ready for the engine: its tokens, and the uid that keys its draws."""
+
+    uid: int
+    tokens: Tensor  # [prompt_time]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to draw. Temperature belongs to the policy; `greedy` takes the likeliest token instead of drawing."""
+
+    max_new_tokens: int
+    seed: int = 0
+    stream: Stream = Stream.ROLLOUT
+    greedy: bool = False
+    max_rows: int = 128  # completions that run side by side; a matter of memory, not of results
+
+
+@torch.no_grad()
+def generate(
+    policy: CausalLM,
+    prompts: Sequence[TokenPrompt],
+    num_generations: int,
+    sampling: Sampling,
+    *,
+    step: int = 0,
+    policy_version: int = 0,
+) -> list[Trajectory]:
+    """Sample `num_generations` completions of each prompt, in the prompts' order; rewards are left to the tasks."""
+    trajectories: list[Trajectory] = []
+    prompts_at_once = max(1, sampling.max_rows // num_generations)
+    for start in range(0, len(prompts), prompts_at_once):
+        part = prompts[start : start + prompts_at_once]
+        for record in _run(policy, part, num_generations, sampling, step):
+            prompt = part[record.row // num_generations]
+            trajectories.append(
+                Trajectory(
+                    prompt_uid=prompt.uid,
+                    sample=record.row % num_generations,
+                    group=start + record.row // num_generations,
+                    policy_version=policy_version,
+                    actions=torch.tensor(record.tokens),
+                    behavior_log_probs=torch.stack(record.log_probs),
+                    entropies=torch.stack(record.entropies),
+                    inputs=prompt.tokens,
+                    terminated=record.ended,
+                    truncated=not record.ended,
+                )
+            )
+    return trajectories
+
+
+class _Completion:
+    """A completion as it grows."""
+
+    def __init__(self, row: int, prompt_length: int):
+        self.row, self.prompt_length = row, prompt_length
+        self.tokens: list[int] = []
+        self.log_probs: list[Tensor] = []
+        self.entropies: list[Tensor] = []
+        self.ended = False
+
+
+def _run(
+    policy: CausalLM, prompts: Sequence[TokenPrompt], num_generations: int, sampling: Sampling, step: int
+) -> list[_Completion]:
+    """Run one batch of groups to its end; return its completions in row order."""
+    prompt_of_row = torch.arange(len(prompts)).repeat_interleave(num_generations)
+    completions = [_Completion(row, len(prompts[p].tokens)) for row, p in enumerate(prompt_of_row.tolist())]
+    randoms = _uniforms(prompts, num_generations, sampling, step)
+    last_hidden, prompt_cache = policy.prompt_pass(policy.sampler, [p.tokens for p in prompts])
+    temperature = 1.0 if sampling.greedy else policy.temperature
+    log_probs = policy.next_token_log_probs(last_hidden, temperature)[prompt_of_row]
+    running = completions
+    capacity = max(len(p.tokens) for p in prompts) + sampling.max_new_tokens
+    num_slots = -(-len(completions) // ROW_MULTIPLE) * ROW_MULTIPLE
+    cache: SlotCache | None = None
+    for position in range(sampling.max_new_tokens):
+        rows = [c.row for c in running]
+        tokens = log_probs.argmax(-1) if sampling.greedy else draw(log_probs, randoms[rows, position])
+        _record(running, tokens, log_probs, policy.eos_token_ids)
+        survivors = [i for i, c in enumerate(running) if not c.ended]
+        if not survivors or position == sampling.max_new_tokens - 1:
+            break
+        if cache is None:
+            cache = SlotCache(prompt_cache, prompt_of_row, num_slots, capacity)
+        if len(survivors) < len(running):
+            survivors = _fill_holes(survivors)
+            cache.keep(torch.tensor(survivors))
+            running = [running[i] for i in survivors]
+        hidden = _decode(policy, running, cache)
+        log_probs = policy.next_token_log_probs(hidden, temperature)
+    return completions
+
+
+def _uniforms(prompts: Sequence[TokenPrompt], num_generations: int, sampling: Sampling, step: int) -> np.ndarray:
+    """Return the batch's uniform numbers [rows, max_new_tokens], each keyed by its prompt, sample and position."""
+    uids = np.repeat([p.uid for p in prompts], num_generations)[:, None]
+    samples = np.tile(np.arange(num_generations), len(prompts))[:, None]
+    positions = np.arange(sampling.max_new_tokens)[None]
+    return uniforms(sampling.seed, sampling.stream, step, uids, samples, positions)
+
+
+def _record(running: list[_Completion], tokens: Tensor, log_probs: Tensor, eos_token_ids: tuple[int, ...]) -> None:
+    """Append each row's token with its log-prob and the entropy of the distribution that it came from."""
+    chosen = log_probs.gather(1, tokens[:, None])[:, 0]
+    entropies = -(log_probs.exp() * log_probs).sum(-1)
+    for completion, token, log_prob, entropy in zip(running, tokens.tolist(), chosen, entropies, strict=True):
+        completion.tokens.append(token)
+        completion.log_probs.append(log_prob)
+        completion.entropies.append(entropy)
+        completion.ended = token in eos_token_ids
+
+
+def _fill_holes(survivors: list[int]) -> list[int]:
+    """Order survivors so that those already in the first n slots stay where they are."""
+    num_rows = len(survivors)
+    movers = iter([s for s in survivors if s >= num_rows])
+    stays = {s for s in survivors if s < num_rows}
+    return [slot if slot in stays else next(movers) for slot in range(num_rows)]
+
+
+def _decode(policy: CausalLM, running: list[_Completion], cache: SlotCache) -> Tensor:
+    """Run one token of every running completion through the network, [running, width]."""
+    num_rows = -(-len(running) // ROW_MULTIPLE) * ROW_MULTIPLE
+    tokens = torch.zeros((num_rows, 1), dtype=torch.long)
+    positions = torch.zeros(num_rows, dtype=torch.long)
+    tokens[: len(running), 0] = torch.tensor([c.tokens[-1] for c in running])
+    positions[: len(running)] = torch.tensor([c.prompt_length + len(c.tokens) - 1 for c in running])
+    cache.begin(positions)
+    attend = positions[:, None] >= torch.arange(cache.num_keys)
+    hidden = policy.hidden_states(policy.sampler, tokens, positions[:, None], attend[:, None, None], cache)
+    return hidden[: len(running), 0]

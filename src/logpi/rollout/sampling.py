@@ -1,0 +1,33 @@
+"""Drawing an action or token: the only room where it happens."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+BLOCK = 256
+
+
+def draw(log_probs: Tensor, uniforms: np.ndarray) -> Tensor:
+    """Draw one action a row by inverse CDF: log_probs [rows, actions], one uniform number a row -> actions [rows].
+
+    Two levels (block sums, then inside the block), in float64. A row's result depends on its own log-probs and uniform
+    number only. An action of probability 0 is never drawn.
+    """
+    rows, num_actions = log_probs.shape
+    probabilities = log_probs.exp()
+    block = min(BLOCK, num_actions)
+    blocks = torch.nn.functional.pad(probabilities, (0, -num_actions % block)).view(rows, -1, block)
+    block_ends = blocks.sum(-1, dtype=torch.float64).cumsum(-1)
+    target = torch.from_numpy(np.asarray(uniforms)).to(torch.float64)[:, None] * block_ends[:, -1:]
+    # the first end above the target: its block has probability of its own, however small
+    chosen = (block_ends > target).int().argmax(-1)
+    row = torch.arange(rows)
+    before = torch.nn.functional.pad(block_ends, (1, 0))[row, chosen]
+    inside = blocks[row, chosen]
+    ends = inside.to(torch.float64).cumsum(-1)
+    above = ends > (target[:, 0] - before)[:, None]
+    # rounding may leave the target at or past the block's last end: then the block's likeliest action
+    index = torch.where(above.any(-1), above.int().argmax(-1), inside.argmax(-1))
+    return chosen * block + index
