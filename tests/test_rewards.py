@@ -45,15 +45,13 @@ def test_the_total_is_the_weighted_sum_over_what_is_not_none():
 
 
 def test_every_argument_of_trl_arrives_by_keyword():
-    seen = {}
+    seen, logged = {}, []
 
     def f(prompts, completions, completion_ids, trainer_state, log_extra, log_metric, environments, **columns):
         seen.update(locals())
         log_extra("seen", completions)
         log_metric("mean", 1.0)
         return [0.0] * 3
-
-    logged = []
 
     def log(*arguments):
         logged.append(arguments)
@@ -109,8 +107,8 @@ def test_a_mutating_function_changes_neither_our_data_nor_the_next_functions():
 
 
 def test_completions_take_the_form_of_their_prompts():
-    chat = [{"role": "user", "content": "p"}]
-    assert as_completions(["p", chat], ["x", "y"]) == ["x", [{"role": "assistant", "content": "y"}]]
+    prompts = ["p", [{"role": "user", "content": "p"}]]
+    assert as_completions(prompts, ["x", "y"]) == ["x", [{"role": "assistant", "content": "y"}]]
 
 
 async def slow(completions):
@@ -140,13 +138,12 @@ def test_asynchronous_functions_inside_a_running_loop_and_off_the_main_thread():
     async def notebook():
         return scores_of(slow, lengths)
 
-    expected = [2, 4, 6]
-    assert asyncio.run(notebook()).total == expected
+    assert asyncio.run(notebook()).total == [2, 4, 6]
     results = []
     thread = threading.Thread(target=lambda: results.append(scores_of(slow, lengths).total))
     thread.start()
     thread.join()
-    assert results == [expected]
+    assert results == [[2, 4, 6]]
 
 
 @pytest.mark.parametrize("inside_a_loop", [False, True])

@@ -83,7 +83,6 @@ class TaskExperience:
         self.greedy = replace(self.sampling, stream=Stream.EVALUATION, greedy=True)
         self.problems = {problem.uid: problem for problem in task.train}
         self.last_scores: Scores | None = None
-        self.before_texts: list[str] | None = None
         self._start_log_probs: tuple[list[Trajectory], Tensor] | None = None
         longest = max([*task.train, *task.heldout], key=lambda p: len(self.tokens(p.prompt)))
         self.check_length(longest)
@@ -148,8 +147,8 @@ class TaskExperience:
         result, texts = evaluate_problems(
             self.task.heldout, metrics, lambda p: self.complete(p, self.greedy), self.decode
         )
-        self.texts = texts
-        return replace(result, extras=self._full_report(step)) if full else result
+        extras: dict[str, Any] = {"texts": texts[:8]}
+        return replace(result, extras=extras | (self._full_report(step) if full else {}))
 
     def _full_report(self, step: int) -> dict[str, Any]:
         metrics = self.task.metrics or self.task.rewards
@@ -208,6 +207,30 @@ class TaskExperience:
         trajectories, start = self._start_log_probs
         now, mask = self._score_again(trajectories)
         return float(masked_mean(kl_k3(start, now), mask))
+
+    def before_and_after(self, record: Any) -> list[dict[str, Any]]:
+        """Return held-out samples of the first and the last evaluation side by side, failures among them."""
+        rows = {row["step"]: row for row in record.rows("evaluations.jsonl") if "texts" in row}
+        if len(rows) < 2:
+            return []
+        first, last = rows[min(rows)]["texts"], rows[max(rows)]["texts"]
+        metric = (self.task.metrics or self.task.rewards)[0]
+        problems = list(self.task.heldout[: len(first)])
+        columns, prompts = columns_of(problems), [p.prompt for p in problems]
+        before, after = (
+            score([metric], prompts, as_completions(prompts, texts), [[] for _ in texts], columns).total
+            for texts in (first, last)
+        )
+        return [
+            {
+                "prompt": p if isinstance(p, str) else p[-1]["content"],
+                "before": first[i],
+                "after": last[i],
+                "reward_before": before[i],
+                "reward_after": after[i],
+            }
+            for i, p in enumerate(prompts)
+        ]
 
     def show(self, trajectory: Trajectory) -> dict[str, Any]:
         prompt = self.problems[trajectory.prompt_uid].prompt
@@ -288,6 +311,10 @@ class EnvironmentExperience:
             metrics[name] = estimate([float(e.rewards.sum()) for e in episodes if e.rewards is not None])
         worst = min(metrics.values(), key=lambda m: m.score)
         return Evaluation(worst.score, worst.low, worst.high, worst.n, metrics)
+
+    def before_and_after(self, record: Any) -> list[dict[str, Any]]:
+        """Episodes are numbers, not texts: nothing to show."""
+        return []
 
     def show(self, trajectory: Trajectory) -> dict[str, Any]:
         return {

@@ -159,7 +159,9 @@ class Learner:
             ratio = torch.exp(torch.where(batch.mask, out.log_probs - old_log_probs, 0.0))
             found["ratio_max"] = float(log_ratio.abs().max())
             found["ratio_sum"] = float(log_ratio.sum())
-            found["clipped"] = float(((ratio < 1 - options.get("epsilon", 0.2)) | (ratio > 1.2)).sum())
+            low = 1 - options.get("epsilon", 0.2)
+            high = 1 + options.get("epsilon_high", options.get("epsilon", 0.2))
+            found["clipped"] = float(((ratio < low) | (ratio > high)).sum())
         return masked_sum(per_token * batch.token_weights, batch.mask), found
 
     # --- update ------------------------------------------------------------------------------------------------
@@ -179,6 +181,10 @@ class Learner:
         self.num_updates += 1
         self.policy.weights_changed()
         return grad_norm
+
+    def current_learning_rate(self) -> float:
+        """Return the learning rate of the last update."""
+        return float(self.optimizer.param_groups[0]["lr"])
 
     # --- state -------------------------------------------------------------------------------------------------
 

@@ -28,7 +28,8 @@ class GymEnvironment:
         if ":" not in name and name not in gymnasium.registry:
             raise InputError(f'unknown environment "{name}".{did_you_mean(name, gymnasium.registry)}')
         self.name = name
-        self._options: dict[str, Any] = options if max_episode_steps is None else options | {"max_episode_steps": max_episode_steps}
+        limit = {} if max_episode_steps is None else {"max_episode_steps": max_episode_steps}
+        self._options: dict[str, Any] = options | limit
         self._vector = self._make(1)
         spec = self._vector.spec
         self.max_episode_steps: int | None = max_episode_steps or (spec.max_episode_steps if spec else None)

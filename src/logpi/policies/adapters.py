@@ -51,3 +51,8 @@ def without_lora(module: Any) -> nn.Module:
     shared = {id(t): t for t in [*module.parameters(), *module.buffers()]}
     with torch.no_grad():
         return copy.deepcopy(module, shared).unload().eval()
+
+
+def merged_copy(module: Any) -> nn.Module:
+    """Return the base network with the adapter merged into weights of its own; the peft model stays as it is."""
+    return copy.deepcopy(module).merge_and_unload().eval()

@@ -21,7 +21,7 @@ def addition(
     max_operand: int = 20,
     num_heldout: int = 120,
     seed: int = 0,
-    template: str = "What is {a}+{b}? Answer with the number only.",
+    template: str = "What is {a}+{b}?",
     reward: str = "strict",
 ) -> Task:
     """Return the task a+b for every 0 ≤ a, b ≤ max_operand, in both orders.
@@ -51,9 +51,13 @@ def addition(
     )
 
 
-def strict(completions: Sequence[Completion], answer: Sequence[str], **_: Any) -> list[float]:
-    """Give 1 where the completion, but for white space around it, is exactly the answer."""
-    return [float(completion_text(text).strip() == gold) for text, gold in zip(completions, answer)]
+def strict(
+    completions: Sequence[Completion], a: Sequence[int], b: Sequence[int], answer: Sequence[str], **_: Any
+) -> list[float]:
+    """Give 1 where the completion is the answer and nothing else: "17", or the whole equation "11 + 6 = 17"; a closing
+    full stop is allowed."""
+    whole = ("".join(completion_text(text).split()).removesuffix(".") for text in completions)
+    return [float(text in (gold, f"{x}+{y}={gold}")) for text, x, y, gold in zip(whole, a, b, answer)]
 
 
 def last_integer(completions: Sequence[Completion], answer: Sequence[str], **_: Any) -> list[float]:
@@ -61,9 +65,11 @@ def last_integer(completions: Sequence[Completion], answer: Sequence[str], **_: 
     return [float(last_number_in(completion_text(text)) == int(gold)) for text, gold in zip(completions, answer)]
 
 
-def graded(completions: Sequence[Completion], answer: Sequence[str], **_: Any) -> list[float]:
+def graded(
+    completions: Sequence[Completion], a: Sequence[int], b: Sequence[int], answer: Sequence[str], **_: Any
+) -> list[float]:
     """Give 1 for the answer alone, 0.2 where it is the last number of more text, else 0."""
-    whole, last = strict(completions, answer), last_integer(completions, answer)
+    whole, last = strict(completions, a, b, answer), last_integer(completions, answer)
     return [max(exact, PARTIAL_CREDIT * right) for exact, right in zip(whole, last)]
 
 

@@ -1,0 +1,389 @@
+"""The front door in Python: `logpi.train(...)`, and what the command line calls."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from logpi.config import Config, make_config, merge, read_toml
+from logpi.errors import InputError, did_you_mean
+
+PACKAGES = ("logpi", "torch", "transformers", "safetensors", "numpy", "gymnasium", "peft")
+
+
+# --- recipes and configurations --------------------------------------------------------------------------------
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the recipes that come with logpi."""
+    folder = resources.files("logpi") / "recipes"
+    return sorted(file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml"))
+
+
+def recipe_path(name: str) -> Path:
+    """Return the file of a recipe, or of a path to one's own. Raises InputError with the nearest name."""
+    if name.endswith(".toml"):
+        return Path(name).expanduser()
+    if name not in recipe_names():
+        raise InputError(f'unknown recipe "{name}".{did_you_mean(name, recipe_names())} Or give a FILE.toml.')
+    return Path(str(resources.files("logpi") / "recipes" / f"{name}.toml"))
+
+
+def recipe_header(name: str) -> str:
+    """Return the comment at the head of a recipe: command, expected score, time, hardware."""
+    lines = recipe_path(name).read_text(encoding="utf-8").splitlines()
+    head = lines[: next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))]
+    return "\n".join(line.lstrip("# ") for line in head)
+
+
+def resolve(recipe: str, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Read a recipe or file, put overrides on top, check everything."""
+    path = recipe_path(recipe)
+    values = read_toml(path)
+    make_config({"recipe": path.stem, **values}, str(path))  # so that an error names the file where it is the file's
+    return make_config(merge({"recipe": path.stem, **values}, overrides or {}), f"{path.name} with the options given")
+
+
+# --- what stands before a run ----------------------------------------------------------------------------------
+
+
+def _algorithm(config: Config) -> Any:
+    from logpi.algorithms import get_algorithm
+
+    options = config.algorithm.model_dump(
+        include={"gamma", "gae_lambda", "epsilon", "epsilon_high", "std_epsilon", "beta"}
+    )
+    return get_algorithm(config.algorithm.name).with_options(**options)
+
+
+def _task(config: Config) -> Any:
+    from logpi.tasks import make_task
+
+    assert config.task is not None
+    return make_task(**config.task)
+
+
+def _task_options(config: Config) -> dict[str, Any]:
+    """Return the configuration as plain data; functions (rewards given in Python) by their names."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {k: plain(v) for k, v in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(v) for v in value[:8]] if len(value) > 8 else [plain(v) for v in value]
+        if value is None or isinstance(value, str | int | float | bool):
+            return value
+        return getattr(value, "__qualname__", type(value).__name__)
+
+    return plain(config.model_dump(mode="python"))
+
+
+def _environment(config: Config) -> Any:
+    from logpi.environments.gym import GymEnvironment
+
+    assert config.environment is not None
+    return GymEnvironment(config.environment, num_envs=config.rollout.num_generations)
+
+
+def build(config: Config, *, weights_from: Path | None = None) -> tuple[Any, Any, Any]:
+    """Return (experience, policy, algorithm). The task is built, and so checked, before any weights load."""
+    from logpi.experience import EnvironmentExperience, TaskExperience
+
+    algorithm, rollout = _algorithm(config), config.rollout
+    if config.environment is not None:
+        from logpi.policies.mlp import MLP
+
+        environment = _environment(config)
+        policy = MLP(environment.num_features, environment.num_actions, config.policy.hidden_sizes, config.seed)
+        experience = EnvironmentExperience(
+            policy,
+            environment,
+            seed=config.seed,
+            num_generations=rollout.num_generations,
+            num_eval_episodes=config.evaluation.num_episodes,
+        )
+        return experience, policy, algorithm
+    from logpi.policies.loading import load_causal_lm
+
+    task, options = _task(config), config.policy
+    policy = load_causal_lm(
+        str(weights_from or options.model),
+        dtype=options.dtype,
+        temperature=options.temperature,
+        lora=None if options.lora is None or weights_from else options.lora.model_dump(),
+        value_head=algorithm.uses_values,
+        seed=config.seed,
+    )
+    experience = TaskExperience(
+        policy,
+        task,
+        seed=config.seed,
+        num_prompts=rollout.num_prompts,
+        num_generations=rollout.num_generations,
+        max_completion_length=rollout.max_completion_length,
+        max_rows=rollout.max_rows,
+    )
+    return experience, policy, algorithm
+
+
+def dry_run(config: Config) -> dict[str, Any]:
+    """Return what a run would do, before weights load: configuration, objective, a prompt as tokens, the rewards on a
+    completion made up for the purpose, the memory that the weights, the gradient and the optimiser need."""
+    algorithm = _algorithm(config)
+    out: dict[str, Any] = {"config": _task_options(config), "objective": algorithm.formula()}
+    if config.environment is not None:
+        environment = _environment(config)
+        return {**out, "environment": {"features": environment.num_features, "actions": environment.num_actions}}
+    from logpi.evaluation import columns_of
+    from logpi.experience import prompt_tokens
+    from logpi.policies import loading
+    from logpi.tasks.rewarding import as_completions, score
+
+    task = _task(config)
+    source = loading.find(str(config.policy.model))
+    tokenizer = loading.load_tokenizer(source)
+    model_config = loading.load_config(source)
+    loading.eos_token_ids(source, tokenizer, model_config)
+    problem = task.train[0]
+    tokens = prompt_tokens(tokenizer, problem.prompt).tolist()
+    completion = "1"
+    scores = score(
+        task.rewards, [problem.prompt], as_completions([problem.prompt], [completion]), [[0]], columns_of([problem])
+    )
+    return {
+        **out,
+        "train_size": len(task.train),
+        "heldout_size": len(task.heldout),
+        "prompt": tokenizer.decode(tokens),
+        "prompt_tokens": tokenizer.convert_ids_to_tokens(tokens),
+        "reward_check": {"completion": completion, **{name: values[0] for name, values in scores.by_name.items()}},
+        "memory": loading.memory_estimate(model_config, config, len(tokens)),
+    }
+
+
+# --- runs ------------------------------------------------------------------------------------------------------
+
+
+def run_folder_of(config: Config) -> Path:
+    """Return where a run's files go by default: the same command means the same folder."""
+    return Path("runs") / f"{config.recipe}-{config.fingerprint()}"
+
+
+def run(config: Config, *, folder: Path | None = None, fresh: bool = False, observer: Any = None) -> dict[str, Any]:
+    """Train, or go on with an unfinished run in the same folder; return the summary."""
+    from logpi.console import make_observer
+    from logpi.learner import Learner, linear_schedule
+    from logpi.run_folder import RunFolder
+    from logpi.trainer import Trainer, use_threads
+
+    observer = observer or make_observer(json=False)
+    path = folder or run_folder_of(config)
+    algorithm = _algorithm(config)
+    if config.task is not None:
+        _task(config)  # bad data, or a bad reward, is said before the folder is made
+    else:
+        _environment(config)
+    record = RunFolder.open(path, _task_options(config), fresh=fresh)
+    summary = record.read_json("summary.json")
+    if summary is not None and (summary["steps"] >= config.max_steps or summary.get("target_reached")):
+        observer.note("this run is finished; more --max-steps extend it, another --run or --seed starts one")
+        observer.finish(summary)
+        return summary
+    threads = use_threads(config.threads)
+    experience, policy, algorithm = build(config)
+    options = config.learner
+    learner = Learner(
+        policy,
+        algorithm,
+        learning_rate=options.learning_rate,
+        schedule=linear_schedule(config.max_steps, options.warmup_steps, options.schedule),
+        adam_betas=options.adam_betas,
+        adam_epsilon=options.adam_epsilon,
+        weight_decay=options.weight_decay,
+        max_grad_norm=options.max_grad_norm,
+        micro_batch_tokens=options.micro_batch_tokens,
+        value_coef=config.algorithm.value_coef,
+    )
+    trainer = Trainer(config, experience, algorithm, learner, record, observer)
+    info = _describe(config, experience, policy, algorithm, record, threads)
+    record.write_json("run.json", info)
+    observer.start(info)
+    summary = trainer.run()
+    summary |= {"run": str(record.path), "final": str(record.path / "final"), "recipe": config.recipe}
+    summary["samples"] = experience.before_and_after(record)
+    save_final(policy, record.path / "final")
+    record.write_json("summary.json", summary)
+    observer.finish(summary)
+    return summary
+
+
+def _describe(config: Config, experience: Any, policy: Any, algorithm: Any, record: Any, threads: int) -> dict[str, Any]:
+    """Return what a run's record and first screen say of it."""
+    from logpi.policies.loading import weights_hash
+
+    trainable = policy.trainable_parameters()
+    info: dict[str, Any] = {
+        "run": str(record.path),
+        "recipe": config.recipe,
+        "objective": algorithm.formula(),
+        "algorithm": algorithm.name,
+        "source": algorithm.source,
+        "model": config.policy.model or f"mlp {list(config.policy.hidden_sizes)}",
+        "device": config.device,
+        "dtype": str(getattr(policy, "dtype", "float32")).removeprefix("torch."),
+        "threads": threads,
+        "num_trainable": sum(p.numel() for p in trainable.values()),
+        "num_parameters": sum(p.numel() for p in policy.module.parameters()),
+        "max_steps": config.max_steps,
+        "resumed_from": None,
+        "notes": [],
+        "versions": {"python": platform.python_version(), **_versions()},
+        "machine": {"processor": platform.machine(), "system": platform.system()},
+    }
+    checkpoints = sorted((record.path / "checkpoints").glob("step-????????"))
+    if checkpoints:
+        info["resumed_from"] = int(checkpoints[-1].name.removeprefix("step-"))
+    if config.task is not None:
+        info |= {
+            "weights_hash": weights_hash(policy),
+            "train_size": len(experience.task.train),
+            "heldout_size": len(experience.task.heldout),
+        }
+        dropout = [n for n, v in vars(policy.network.config).items() if n.endswith(("pdrop", "dropout")) and v]
+        if dropout:
+            info["notes"].append(f"the model has dropout ({', '.join(dropout)}); it is off: sampling and learning are exact")
+    return info
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def save_final(policy: Any, folder: Path) -> None:
+    """Write the trained policy in its own format: a Hugging Face folder, a peft adapter, or safetensors."""
+    from logpi.policies.saving import save_policy
+    from logpi.run_folder import replace_folder
+
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix="final.tmp-"))
+    try:
+        save_policy(policy, temporary)
+        replace_folder(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+# --- Python ----------------------------------------------------------------------------------------------------
+
+
+def train(
+    recipe: str | None = None,
+    *,
+    model: str | None = None,
+    data: Any = None,
+    rewards: Callable | list[Callable] | None = None,
+    algorithm: str | None = None,
+    seed: int | None = None,
+    max_steps: int | None = None,
+    run: str | Path | None = None,
+    fresh: bool = False,
+    observer: Any = None,
+    **sections: Any,
+) -> dict[str, Any]:
+    """Train from a recipe, or on your own `data` with your own `rewards`; return the run's summary.
+
+    `data`: a file (JSONL, CSV, Parquet), an iterable of dicts or a Hugging Face dataset with a column "prompt".
+    `rewards`: functions with TRL's signature. Other options are the configuration's sections, as dicts:
+    `rollout={"num_prompts": 8}, learner={"learning_rate": 1e-5}`. Raises InputError for anything that can't be used.
+    """
+    overrides: dict[str, Any] = {k: v for k, v in {"seed": seed, "max_steps": max_steps}.items() if v is not None}
+    task: dict[str, Any] = {}
+    if rewards is not None:
+        task |= {"name": "custom", "rewards": rewards}
+    if data is not None:
+        task["data"] = data
+    if task:
+        overrides["task"] = task
+    if model is not None:
+        overrides["policy"] = {"model": str(model)}
+    if algorithm is not None:
+        overrides["algorithm"] = {"name": algorithm}
+    overrides = merge(overrides, sections)
+    config = resolve(recipe, overrides) if recipe else make_config({"recipe": "custom", **overrides}, "logpi.train")
+    return run_(config, folder=None if run is None else Path(run), fresh=fresh, observer=observer)
+
+
+run_ = run  # `train` has an argument called run, as the command line has
+
+
+def _loaded_run(run: str, recipe: str | None, data: str | None, seed: int | None) -> tuple[Config, Path | None]:
+    """Return the configuration of a finished run (or of a recipe, for a model), and the folder with its weights."""
+    folder = Path(run).expanduser()
+    if (folder / "config.json").is_file() and (folder / "run.json").is_file():
+        import json
+
+        values = json.loads((folder / "config.json").read_text())
+        weights: Path | None = folder / "final"
+        if not (folder / "final").is_dir():
+            raise InputError(f"{run} has no final/ yet: let the run finish (the same train command goes on)")
+    elif recipe is not None:
+        values, weights = read_toml(recipe_path(recipe)), None
+        values = merge(values, {"policy": {"model": run}})
+    else:
+        raise InputError(f"{run} is not a run folder; for a model say what to ask it with --recipe")
+    overrides: dict[str, Any] = {} if seed is None else {"seed": seed}
+    if data is not None:
+        overrides["task"] = {"data": data}
+    return make_config(merge(values, overrides), run), weights
+
+
+def evaluate_run(
+    run: str, *, recipe: str | None = None, data: str | None = None, seed: int | None = None, limit: int | None = None
+) -> dict[str, Any]:
+    """Score a run's final policy (or a model, with a recipe) on held-out problems, or on all of `data`."""
+    config, weights = _loaded_run(run, recipe, data, seed)
+    experience, policy, _ = build(config, weights_from=weights if config.task is not None else None)
+    if config.environment is not None and weights is not None:
+        from logpi.policies.saving import load_mlp
+
+        load_mlp(policy, weights)
+    elif config.task is not None:
+        task = experience.task
+        heldout = [*task.heldout, *task.train] if data is not None else task.heldout
+        experience.task = replace(task, heldout=heldout[:limit])
+    return {"run": run, **experience.evaluate(0).as_dict()}
+
+
+def sample_run(run: str, prompt: str, num: int = 4) -> list[dict[str, Any]]:
+    """Return `num` completions of a prompt (as a chat message where the model has a template) by a run or a model."""
+    from logpi.experience import prompt_tokens
+    from logpi.policies.loading import load_causal_lm
+    from logpi.rollout.engine import Sampling, TokenPrompt, generate
+
+    folder = Path(run).expanduser()
+    is_run = (folder / "final").is_dir()
+    policy = load_causal_lm(str(folder / "final") if is_run else run)
+    chat = [{"role": "user", "content": prompt}] if policy.tokenizer.chat_template else prompt
+    tokens = prompt_tokens(policy.tokenizer, chat)
+    drawn = generate(policy, [TokenPrompt(0, tokens)], num, Sampling(128))
+    return [
+        {
+            "completion": policy.tokenizer.decode(t.actions, skip_special_tokens=True),
+            "surprisal": float(-t.behavior_log_probs.sum()),
+            "tokens": len(t),
+            "terminated": t.terminated,
+        }
+        for t in drawn
+    ]

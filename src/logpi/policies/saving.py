@@ -1,0 +1,38 @@
+"""Writing a trained policy in the format that others read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from logpi.policies.mlp import MLP
+
+
+def save_policy(policy: Any, folder: Path) -> None:
+    """Write a policy: a causal LM as a Hugging Face folder (loadable by AutoModelForCausalLM), LoRA merged into it with
+    the adapter beside it in peft's format, a value head as value_head.safetensors, an MLP as safetensors."""
+    if isinstance(policy, MLP):
+        save_file(policy.module.state_dict(), folder / "mlp.safetensors")
+        return
+    network = policy.network
+    if policy.is_lora:
+        from logpi.policies.adapters import merged_copy
+
+        policy.module.save_pretrained(folder / "adapter")
+        network = merged_copy(policy.module)
+    implementation = network.config._attn_implementation
+    network.set_attn_implementation("sdpa")  # what others load must not ask for an attention that only logpi has
+    try:
+        network.save_pretrained(folder)
+    finally:
+        network.set_attn_implementation(implementation)
+    policy.tokenizer.save_pretrained(folder)
+    if policy.value_head is not None:
+        save_file(policy.value_head.state_dict(), folder / "value_head.safetensors")
+
+
+def load_mlp(policy: MLP, folder: Path) -> None:
+    """Put saved weights into an MLP of the same shape."""
+    policy.module.load_state_dict(load_file(folder / "mlp.safetensors"))
