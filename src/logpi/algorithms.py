@@ -50,7 +50,7 @@ class Algorithm:
         return {k: v for k, v in self.options.items() if k in inspect.signature(cell).parameters}
 
     def with_options(self, **options: float | None) -> Algorithm:
-        """Return this row with other hyper-parameters; None leaves one as it is. An option it never reads is an error."""
+        """Return this row with other options; None leaves one as it is. Raises InputError for one it never reads."""
         given = {name: value for name, value in options.items() if value is not None}
         beta = given.pop("beta", self.beta)
         for name in given:
@@ -158,7 +158,7 @@ def get_algorithm(name: str) -> Algorithm:
 def assign_credit(algorithm: Algorithm, batch: Batch, *, standardise: bool = False) -> Batch:
     """Fill in advantages, value targets (advantage + value) and the KL penalty in the reward, where the row has them.
 
-    `standardise` divides centred advantages by the batch's standard deviation over actions: a named bias, off by default.
+    `standardise` divides centred advantages by their standard deviation over actions: a named bias, off by default.
     """
     rewards = batch.rewards
     if algorithm.beta and algorithm.kl == "k1_in_reward":

@@ -89,7 +89,7 @@ def _environment(config: Config) -> Any:
     from logpi.environments.gym import GymEnvironment
 
     assert config.environment is not None
-    return GymEnvironment(config.environment, num_envs=config.rollout.num_generations)
+    return GymEnvironment(config.environment)
 
 
 def build(config: Config, *, weights_from: Path | None = None) -> tuple[Any, Any, Any]:
@@ -224,7 +224,9 @@ def run(config: Config, *, folder: Path | None = None, fresh: bool = False, obse
     return summary
 
 
-def _describe(config: Config, experience: Any, policy: Any, algorithm: Any, record: Any, threads: int) -> dict[str, Any]:
+def _describe(
+    config: Config, experience: Any, policy: Any, algorithm: Any, record: Any, threads: int
+) -> dict[str, Any]:
     """Return what a run's record and first screen say of it."""
     from logpi.policies.loading import weights_hash
 
@@ -258,7 +260,7 @@ def _describe(config: Config, experience: Any, policy: Any, algorithm: Any, reco
         }
         dropout = [n for n, v in vars(policy.network.config).items() if n.endswith(("pdrop", "dropout")) and v]
         if dropout:
-            info["notes"].append(f"the model has dropout ({', '.join(dropout)}); it is off: sampling and learning are exact")
+            info["notes"].append(f"the model's dropout ({', '.join(dropout)}) is off: every forward is the same policy")
     return info
 
 

@@ -1,4 +1,4 @@
-"""Saving and loading what a run needs to go on: named tensors and numbers, safetensors and JSON, whole or not at all."""
+"""Saving and loading what a run needs to go on: named tensors and numbers, whole or not at all."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class TrainState:
 
 
 def save(folder: Path, state: TrainState, keep: int) -> Path:
-    """Write checkpoint `step-N` under `folder`: temporary folder, files flushed, manifest with hashes, rename; only then
-    are older ones removed, `keep` left. Raises NonFiniteError rather than save weights that are NaN or infinite."""
+    """Write checkpoint `step-N`: temporary folder, files flushed, manifest with hashes, rename; only then are older ones
+    removed, `keep` left. Raises NonFiniteError rather than save weights that are NaN or infinite."""
     for name, tensor in state.tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise NonFiniteError(f"{name} is not finite at step {state.step}: not saved; the last checkpoint stands")
@@ -58,7 +58,7 @@ def save(folder: Path, state: TrainState, keep: int) -> Path:
 
 
 def load_newest(folder: Path) -> tuple[TrainState | None, list[str]]:
-    """Return the newest checkpoint whose files match their manifest, and a note for each that does not (set aside, kept)."""
+    """Return the newest checkpoint whose files match their manifest, and a note on each one set aside."""
     notes = []
     for path in _by_age(folder):
         problem = _problem(path)
@@ -67,7 +67,7 @@ def load_newest(folder: Path) -> tuple[TrainState | None, list[str]]:
             return TrainState(numbers.pop("step"), load_file(path / "state.safetensors"), numbers), notes
         aside = path.with_name(f"damaged-{path.name}")
         os.rename(path, aside)
-        notes.append(f"checkpoint {path.name} is damaged ({problem}); set aside as {aside.name}, the one before is used")
+        notes.append(f"checkpoint {path.name} is damaged ({problem}): set aside as {aside.name}, the older one is used")
     return None, notes
 
 

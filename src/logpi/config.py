@@ -1,4 +1,4 @@
-"""A run, described: frozen sections, checked at birth, without torch. An unknown key is an error with the nearest name."""
+"""A run, described: frozen sections, checked at birth, without torch. An unknown key is an error."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class LearnerConfig(Section):
     adam_epsilon: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
-    micro_batch_tokens: int = Field(8192, ge=1)
+    micro_batch_tokens: int = Field(4096, ge=1)
     """Tokens (prompts once a group) in one forward and backward: memory, not results."""
 
 
@@ -193,7 +193,8 @@ def _explain(source: str, problem: Any) -> str:
         section: Any = Config
         for key in keys[:-1]:
             annotation = section.model_fields[key].annotation
-            section = next((a for a in (annotation, *getattr(annotation, "__args__", ())) if hasattr(a, "model_fields")))
+            candidates = (annotation, *getattr(annotation, "__args__", ()))
+            section = next(a for a in candidates if hasattr(a, "model_fields"))
         return f'{source}: unknown key "{name}".{did_you_mean(keys[-1], section.model_fields)}'
     if problem["type"] == "value_error":
         return f"{source}: {problem['ctx']['error']}"

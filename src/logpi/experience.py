@@ -42,7 +42,7 @@ class Experience(Protocol):
     """What the trainer asks of a task or an environment."""
 
     def sample(self, step: int, policy_version: int) -> list[Trajectory]:
-        """Sample this step's trajectories from the policy; what is sampled is a pure function of seed, step and weights."""
+        """Sample this step's trajectories: a pure function of seed, step and weights."""
         ...
 
     def reward(self, trajectories: list[Trajectory]) -> list[Trajectory]:
@@ -113,6 +113,10 @@ class TaskExperience:
         ready = [TokenPrompt(p.uid, self.tokens(p.prompt)) for p in prompts]
         return generate(self.policy, ready, num_generations, sampling)
 
+    def complete_greedily(self, problems: Sequence[Problem]) -> list[Trajectory]:
+        """Take the likeliest token each time, one completion a problem."""
+        return self.complete(problems, self.greedy)
+
     # --- the five steps' first two -----------------------------------------------------------------------------
 
     def problems_of_step(self, step: int) -> list[Problem]:
@@ -136,24 +140,22 @@ class TaskExperience:
         completions = as_completions(prompts, [self.decode(t) for t in trajectories])
         ids = [t.actions.tolist() for t in trajectories]
         self.last_scores = score(self.task.rewards, prompts, completions, ids, columns_of(problems))
-        scored = [(t, total) for t, total in zip(trajectories, self.last_scores.total, strict=True) if total is not None]
-        return [replace(t, rewards=_at_the_end(total, len(t))) for t, total in scored]
+        scored = zip(trajectories, self.last_scores.total, strict=True)
+        return [replace(t, rewards=_at_the_end(total, len(t))) for t, total in scored if total is not None]
 
     # --- evaluation --------------------------------------------------------------------------------------------
 
     def evaluate(self, step: int, *, full: bool = False) -> Evaluation:
         """Greedy completions of every held-out problem. `full` adds what else before and after are compared by."""
         metrics = self.task.metrics or self.task.rewards
-        result, texts = evaluate_problems(
-            self.task.heldout, metrics, lambda p: self.complete(p, self.greedy), self.decode
-        )
+        result, texts = evaluate_problems(self.task.heldout, metrics, self.complete_greedily, self.decode)
         extras: dict[str, Any] = {"texts": texts[:8]}
         return replace(result, extras=extras | (self._full_report(step) if full else {}))
 
     def _full_report(self, step: int) -> dict[str, Any]:
         metrics = self.task.metrics or self.task.rewards
         probes = {
-            name: evaluate_problems(problems, metrics, lambda p: self.complete(p, self.greedy), self.decode)[0].as_dict()
+            name: evaluate_problems(problems, metrics, self.complete_greedily, self.decode)[0].as_dict()
             for name, problems in self.task.probes.items()
         }
         drawn = self.complete(self.task.heldout[:20], replace(self.sampling, stream=Stream.PROBE), 8)
@@ -184,8 +186,7 @@ class TaskExperience:
             for p in self.task.heldout
         ]
         metrics = self.task.metrics or self.task.rewards
-        complete = lambda p: self.complete(p, self.greedy)  # noqa: E731
-        return evaluate_problems(problems, metrics, complete, self.decode)[0].as_dict()
+        return evaluate_problems(problems, metrics, self.complete_greedily, self.decode)[0].as_dict()
 
     def _unrelated(self) -> list[Problem]:
         chat = isinstance(self.task.heldout[0].prompt, list)
@@ -202,7 +203,7 @@ class TaskExperience:
         self._start_log_probs = (trajectories, self._score_again(trajectories)[0])
 
     def _kl_to_start(self) -> float:
-        """KL(π_start ‖ π) per token on the start's own completions of 20 unrelated prompts, nats (k3, never negative)."""
+        """KL(π_start ‖ π) a token, in nats (k3), on the start's own completions of 20 unrelated prompts."""
         assert self._start_log_probs is not None
         trajectories, start = self._start_log_probs
         now, mask = self._score_again(trajectories)
@@ -292,7 +293,7 @@ class EnvironmentExperience:
         return trajectories
 
     def evaluate(self, step: int, *, full: bool = False) -> Evaluation:
-        """Mean return at fixed seeds, of the policy as it samples and of its likeliest actions; the score is the lower."""
+        """Mean return at fixed seeds, sampled and with the likeliest actions; the score is the lower one."""
         from logpi.rollout.collect import collect
 
         metrics = {}

@@ -1,4 +1,4 @@
-"""One update: log-probs, loss, backward, clip, optimiser step. The learner owns the weights; nothing else writes them."""
+"""One update: log-probs, loss, backward, clip, optimiser step. Only the learner writes weights."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Learner:
         adam_epsilon: float = 1e-8,
         weight_decay: float = 0.0,
         max_grad_norm: float = 1.0,
-        micro_batch_tokens: int = 8192,
+        micro_batch_tokens: int = 4096,
         value_coef: float = 0.5,
     ):
         self.policy, self.algorithm = policy, algorithm

@@ -12,6 +12,7 @@ from typing import Any
 
 from logpi.errors import InputError
 
+MAY_CHANGE = ("max_steps", "checkpoint.every_steps", "checkpoint.keep")
 ROWS = ("metrics.jsonl", "timing.jsonl", "samples.jsonl", "evaluations.jsonl")
 
 
@@ -35,10 +36,10 @@ class RunFolder:
             known = folder.read_json("config.json")
             if known is None:
                 raise InputError(f"{path} holds files that are not a logpi run; name another folder with --run")
-            different = [k for k in _leaves(known) | _leaves(config) if _leaves(known).get(k) != _leaves(config).get(k)]
-            different = [k for k in sorted(different) if k not in ("max_steps", "checkpoint.every_steps", "checkpoint.keep")]
+            old, new = _leaves(known), _leaves(config)
+            different = [k for k in sorted(old | new) if k not in MAY_CHANGE and old.get(k) != new.get(k)]
             if different:
-                shown = "; ".join(f"{k}: {_leaves(known).get(k)} → {_leaves(config).get(k)}" for k in different[:8])
+                shown = "; ".join(f"{k}: {old.get(k)} → {new.get(k)}" for k in different[:8])
                 raise InputError(f"{path} holds another run ({shown}); name another folder with --run")
         try:
             path.mkdir(parents=True, exist_ok=True)

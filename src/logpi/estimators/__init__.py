@@ -1,7 +1,8 @@
 """Rewards to advantages: pure functions of tensors.
 
 All share a signature: `(rewards, mask, group, values, final_values, *, options) -> advantages`, shapes [batch, time],
-[batch, time] bool, [batch], [batch, time] or None, [batch] or None. Advantages come back detached, [batch, time], zero on padding.
+[batch, time] bool, [batch], [batch, time] or None, [batch] or None. Advantages come back detached, [batch, time], zero
+on padding.
 """
 
 from logpi.estimators.generalised_advantage import generalised_advantage

@@ -16,7 +16,7 @@ def leave_one_out(
     Raises ValueError on a group of one: it has nothing to be compared with.
     """
     totals = sum_over_time(rewards, mask)
-    sums, sizes = group_sums(totals, group)
+    _, sizes = group_sums(totals, group)
     if bool((sizes < 2).any()):
         raise ValueError('a group of one: leave-one-out needs at least 2 generations a prompt; raise num_generations')
     # R_i − mean of the others, written as a mean of differences so that equal rewards give exactly 0.
@@ -33,7 +33,7 @@ def group_standardised(
     *,
     std_epsilon: float = 1e-4,
 ) -> Tensor:
-    """A_i = (R_i − R̄) / (std + ε), mean and std (ddof 1) over the group, itself included (Shao et al. 2024, section 4.1.2).
+    """A_i = (R_i − R̄) / (std + ε), mean and std (ddof 1) over the group, itself included (Shao et al. 2024).
 
     Biased: the mean includes the own reward (scale (G−1)/G) and the division re-weights prompts by their spread. Groups
     with equal rewards get 0. Raises ValueError on a group of one.
@@ -41,7 +41,7 @@ def group_standardised(
     totals = sum_over_time(rewards, mask)
     _, sizes = group_sums(totals, group)
     if bool((sizes < 2).any()):
-        raise ValueError("a group of one: a standard deviation needs at least 2 generations a prompt; raise num_generations")
+        raise ValueError("a group of one has no standard deviation: raise num_generations to at least 2")
     centred = _differences_to_group(totals, group) / sizes
     squares, _ = group_sums(centred**2, group)
     std = torch.sqrt(squares / (sizes - 1))

@@ -41,7 +41,7 @@ def reward_to_go_leave_one_out(
     *,
     gamma: float = 1.0,
 ) -> Tensor:
-    """A_t = G_t − b_t with G_t the reward to go and b_t its mean over the *other* trajectories of the group still running at t.
+    """A_t = G_t − b_t, G_t the reward to go, b_t its mean over the *other* trajectories of the group running at t.
 
     b_t does not depend on the trajectory's own actions, so the estimate stays unbiased. Where no other one is running
     the baseline is the mean over all times of the others that ran, or 0 in a group of one.

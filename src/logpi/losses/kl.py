@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def kl_k1(log_probs: Tensor, reference_log_probs: Tensor) -> Tensor:
-    """k1 = log π − log π_ref. Unbiased value; in the reward its policy gradient is exact, in a loss it is zero on average."""
+    """k1 = log π − log π_ref. Unbiased value; in the reward its gradient is exact, in a loss it is zero on average."""
     return log_probs - reference_log_probs
 
 
@@ -20,6 +20,6 @@ def kl_k2(log_probs: Tensor, reference_log_probs: Tensor) -> Tensor:
 
 
 def kl_k3(log_probs: Tensor, reference_log_probs: Tensor) -> Tensor:
-    """k3 = exp(q) − q − 1 with q = log π_ref − log π (≥ 0). Unbiased value; its gradient in a loss is the *forward* KL's."""
+    """k3 = exp(q) − q − 1 ≥ 0, q = log π_ref − log π. Unbiased value; its gradient in a loss is the *forward* KL's."""
     log_ratio = reference_log_probs - log_probs
     return torch.expm1(log_ratio) - log_ratio

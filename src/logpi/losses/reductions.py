@@ -20,6 +20,6 @@ def per_token(mask: Tensor) -> Tensor:
 
 
 def per_sequence(mask: Tensor) -> Tensor:
-    """1/(B |o_i|): mean over a trajectory's actions, then over trajectories (Shao et al. 2024). Favours short successes."""
+    """1/(B |o_i|): mean over a trajectory's actions, then over trajectories (Shao et al. 2024). Length-biased."""
     weights = mask.to(torch.float64)
     return weights / mask.sum(1, keepdim=True).clamp(min=1) / mask.shape[0]

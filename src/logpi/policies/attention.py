@@ -92,7 +92,7 @@ class KeyValues:
 
 
 class SharedPrompt(KeyValues):
-    """Completions over prompts that ran once each: row i sees prompt `prompt_of_row[i]`, then itself. Differentiable."""
+    """Completions over prompts that ran once each: row i sees prompt `prompt_of_row[i]`, then itself."""
 
     def __init__(self, prompt: KeyValues, prompt_of_row: Tensor, prompt_lengths: Tensor, num_actions: int):
         super().__init__()

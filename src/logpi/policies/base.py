@@ -16,7 +16,7 @@ class PolicyOutput:
     log_probs: Tensor  # of the batch's actions, with gradient
     entropies: Tensor  # of the distributions over actions, without gradient
     values: Tensor | None = None  # V before each action, with gradient
-    final_values: Tensor | None = None  # V of the state behind a truncated trajectory's last action; 0 after a terminated one
+    final_values: Tensor | None = None  # V where a truncated trajectory stopped; 0 where one terminated
 
 
 class Policy(Protocol):

@@ -78,7 +78,7 @@ class CausalLM:
             ).last_hidden_state
 
     def prompt_pass(self, network: nn.Module, prompts: list[Tensor]) -> tuple[Tensor, KeyValues]:
-        """Run prompts once, padded on the right: the hidden state after each one's last token [prompts, width], and the cache."""
+        """Run prompts once, padded on the right: the state after each one's last token [prompts, width], the cache."""
         lengths = torch.tensor([len(p) for p in prompts])
         time = round_up(int(lengths.max()), ROW_MULTIPLE)
         position = torch.arange(time)

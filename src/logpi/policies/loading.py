@@ -28,7 +28,7 @@ class Source:
 
 
 def find(model: str) -> Source:
-    """Return where `model` lies, without loading it. Raises InputError for a folder without a model, or an unknown name."""
+    """Return where `model` lies, without loading it. Raises InputError for what can't be a model."""
     if model == EMBEDDED:
         from logpi.policies.embedded import embedded_folder
 
@@ -44,7 +44,8 @@ def find(model: str) -> Source:
     if len(parts) == 2 and all(parts) and not model.startswith(("/", ".")):
         return Source(model, model)
     raise InputError(
-        f'unknown model "{model}": not a folder, not a hub id (owner/name).{did_you_mean(model, [EMBEDDED, *HUB_NAMES])}'
+        f'unknown model "{model}": not a folder, not a hub id (owner/name).'
+        + did_you_mean(model, [EMBEDDED, *HUB_NAMES])
     )
 
 
@@ -69,7 +70,7 @@ def load_config(source: Source) -> Any:
 
 
 def eos_token_ids(source: Source, tokenizer: Any, config: Any) -> tuple[int, ...]:
-    """Return every token that ends a completion: the tokenizer's and the generation config's (models often have several)."""
+    """Return every token that ends a completion: the tokenizer's, the generation config's and the model's."""
     from transformers import GenerationConfig
 
     try:
