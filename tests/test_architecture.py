@@ -14,20 +14,20 @@ import logpi
 ROOT = Path(logpi.__file__).parent
 SOURCES = sorted(ROOT.rglob("*.py"))
 
-# A file or folder imports only from lines above its own; `errors` may be imported by all.
+# A file or folder imports only from lines above its own. Level -1 first, so that numbers are those of the design.
 LEVELS = [
     {"errors"},
     {"trajectory", "masking", "randomness", "config", "device"},
     {"environments", "policies", "estimators", "losses"},  # blind to one another
-    {"tasks", "rollout", "algorithms", "batching", "metrics"},
-    {"learner", "checkpoint", "journal", "distributed", "diagnostics", "run_folder"},
-    {"exact", "evaluation", "experience", "supervised", "value_based"},
+    {"tasks", "rollout", "algorithms", "batching", "metrics", "run_folder"},
+    {"learner", "checkpoint", "journal", "distributed", "diagnostics", "evaluation"},
+    {"exact", "experience", "supervised", "value_based"},
     {"trainer"},
     {"recipes", "report"},
     {"cli", "console", "api"},
     {"__main__", "__init__"},
 ]
-LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
+LEVEL = {name: level for level, names in enumerate(LEVELS, start=-1) for name in names}
 FRONT = LEVEL["cli"]  # the front doors of one house: only they may import one another
 FIRST_TO_SEE_CONFIG = LEVEL["exact"]
 PURE = ("estimators", "losses")
@@ -92,7 +92,7 @@ def room_faults(name: str, tree: ast.AST) -> list[str]:
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
             verb = called.rpartition(".")[2]
-            if verb == "backward" and "." in called:
+            if verb == "backward" and "." in called and not called.endswith("learner.backward"):  # its own verb
                 allow(node, ".backward()", "learner")
             if verb == "step" and "optim" in called.rpartition(".")[0].lower():
                 allow(node, "an optimiser's step", "learner")
@@ -192,7 +192,10 @@ def test_a_violation_is_seen(name, source):
     ("name", "source"),
     [
         ("learner", "from logpi.losses import per_token\nloss.backward()\nself.optimizer.step()"),
-        ("trainer", "from logpi.config import Config\nfrom logpi import learner\nenvironment.step(action)"),
+        (
+            "trainer",
+            "from logpi.config import Config\nfrom logpi import learner\nenvironment.step(a)\nlearner.backward(b)",
+        ),
         ("cli", "import logpi.console\nfrom logpi.trainer import Trainer\nprint(sys.argv)\nsys.exit(0)"),
         ("estimators", "import torch\nfrom torch import Tensor\nfrom logpi.masking import masked_sum"),
         ("rollout", "from logpi.randomness import uniforms\nuniforms(0, 1, 2, 3, 4, 5)"),

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from logpi.policies import token_log_probs as module
 from logpi.policies.token_log_probs import CHUNK_ROWS, ROW_MULTIPLE, distribution, pad_rows, token_log_probs
 
 NATIVE_BF16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
@@ -104,6 +105,16 @@ def test_against_torchs_linear_cross_entropy(rows):
     inputs = (hidden, weight, bias)
     for slope, wanted in zip(torch.autograd.grad(found, inputs), torch.autograd.grad(expected, inputs)):
         torch.testing.assert_close(slope, wanted, rtol=1e-10, atol=1e-12)
+
+
+def test_rows_times_vocabulary_is_never_held_at_once(monkeypatch):
+    sizes, plain = [], module.action_logits
+    monkeypatch.setattr(
+        module, "action_logits", lambda hidden, *rest: sizes.append(len(hidden)) or plain(hidden, *rest)
+    )
+    *inputs, actions, slopes = problem(2 * CHUNK_ROWS + 3)
+    torch.autograd.grad(token_log_probs(*inputs, actions, 1.0, torch.float32)[0], inputs, slopes)
+    assert sizes == [CHUNK_ROWS, CHUNK_ROWS, ROW_MULTIPLE] * 2  # forward, then backward
 
 
 def test_no_rows_and_extreme_logits():

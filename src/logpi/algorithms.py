@@ -67,7 +67,7 @@ class Algorithm:
             for name, parameter in inspect.signature(cell).parameters.items()
             if parameter.kind is parameter.KEYWORD_ONLY
         } | dict(self.options)
-        shown = ", ".join(f"{k}={v}" for k, v in sorted(values.items()))
+        shown = ", ".join(f"{k}={v}" for k, v in sorted(values.items()) if v is not None)
         text = f"maximise Σ_t w_t·{_FORMULAS[self.surrogate.__name__]}, {_FORMULAS[self.advantage.__name__]}, "
         text += _FORMULAS[self.reduction.__name__]
         if self.beta:

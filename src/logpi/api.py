@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -70,21 +71,6 @@ def _task(config: Config) -> Any:
     return make_task(**config.task)
 
 
-def _task_options(config: Config) -> dict[str, Any]:
-    """Return the configuration as plain data; functions (rewards given in Python) by their names."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {k: plain(v) for k, v in value.items()}
-        if isinstance(value, list | tuple):
-            return [plain(v) for v in value[:8]] if len(value) > 8 else [plain(v) for v in value]
-        if value is None or isinstance(value, str | int | float | bool):
-            return value
-        return getattr(value, "__qualname__", type(value).__name__)
-
-    return plain(config.model_dump(mode="python"))
-
-
 def _environment(config: Config) -> Any:
     from logpi.environments.gym import GymEnvironment
 
@@ -113,10 +99,9 @@ def build(config: Config, *, weights_from: Path | None = None) -> tuple[Any, Any
     from logpi.policies.loading import load_causal_lm
 
     task, options = _task(config), config.policy
-    policy = load_causal_lm(
+    load = partial(load_causal_lm, dtype=options.dtype, temperature=options.temperature)
+    policy = load(
         str(weights_from or options.model),
-        dtype=options.dtype,
-        temperature=options.temperature,
         lora=None if options.lora is None or weights_from else options.lora.model_dump(),
         value_head=algorithm.uses_values,
         seed=config.seed,
@@ -129,6 +114,7 @@ def build(config: Config, *, weights_from: Path | None = None) -> tuple[Any, Any
         num_generations=rollout.num_generations,
         max_completion_length=rollout.max_completion_length,
         max_rows=rollout.max_rows,
+        start_policy=partial(load, str(options.model)),
     )
     return experience, policy, algorithm
 
@@ -137,14 +123,13 @@ def dry_run(config: Config) -> dict[str, Any]:
     """Return what a run would do, before weights load: configuration, objective, a prompt as tokens, the rewards on a
     completion made up for the purpose, the memory that the weights, the gradient and the optimiser need."""
     algorithm = _algorithm(config)
-    out: dict[str, Any] = {"config": _task_options(config), "objective": algorithm.formula()}
+    out: dict[str, Any] = {"config": config.plain(), "objective": algorithm.formula()}
     if config.environment is not None:
         environment = _environment(config)
         return {**out, "environment": {"features": environment.num_features, "actions": environment.num_actions}}
-    from logpi.evaluation import columns_of
+    from logpi.evaluation import check_rewards
     from logpi.experience import prompt_tokens
     from logpi.policies import loading
-    from logpi.tasks.rewarding import as_completions, score
 
     task = _task(config)
     source = loading.find(str(config.policy.model))
@@ -153,17 +138,13 @@ def dry_run(config: Config) -> dict[str, Any]:
     loading.eos_token_ids(source, tokenizer, model_config)
     problem = task.train[0]
     tokens = prompt_tokens(tokenizer, problem.prompt).tolist()
-    completion = "1"
-    scores = score(
-        task.rewards, [problem.prompt], as_completions([problem.prompt], [completion]), [[0]], columns_of([problem])
-    )
     return {
         **out,
         "train_size": len(task.train),
         "heldout_size": len(task.heldout),
         "prompt": tokenizer.decode(tokens),
         "prompt_tokens": tokenizer.convert_ids_to_tokens(tokens),
-        "reward_check": {"completion": completion, **{name: values[0] for name, values in scores.by_name.items()}},
+        "reward_check": {"completion": "1", **check_rewards(task)},
         "memory": loading.memory_estimate(model_config, config, len(tokens)),
     }
 
@@ -179,18 +160,21 @@ def run_folder_of(config: Config) -> Path:
 def run(config: Config, *, folder: Path | None = None, fresh: bool = False, observer: Any = None) -> dict[str, Any]:
     """Train, or go on with an unfinished run in the same folder; return the summary."""
     from logpi.console import make_observer
+    from logpi.evaluation import check_rewards
     from logpi.learner import Learner, linear_schedule
+    from logpi.policies.loading import find
     from logpi.run_folder import RunFolder
     from logpi.trainer import Trainer, use_threads
 
     observer = observer or make_observer(json=False)
     path = folder or run_folder_of(config)
     algorithm = _algorithm(config)
-    if config.task is not None:
-        _task(config)  # bad data, or a bad reward, is said before the folder is made
+    if config.task is not None:  # bad data, a bad reward, a missing model: said before the folder is made
+        check_rewards(_task(config))
+        find(str(config.policy.model))
     else:
         _environment(config)
-    record = RunFolder.open(path, _task_options(config), fresh=fresh)
+    record = RunFolder.open(path, config.plain(), fresh=fresh)
     summary = record.read_json("summary.json")
     if summary is not None and (summary["steps"] >= config.max_steps or summary.get("target_reached")):
         observer.note("this run is finished; more --max-steps extend it, another --run or --seed starts one")
@@ -296,7 +280,7 @@ def train(
     model: str | None = None,
     data: Any = None,
     rewards: Callable | list[Callable] | None = None,
-    algorithm: str | None = None,
+    algorithm: str | dict[str, Any] | None = None,
     seed: int | None = None,
     max_steps: int | None = None,
     run: str | Path | None = None,
@@ -321,7 +305,7 @@ def train(
     if model is not None:
         overrides["policy"] = {"model": str(model)}
     if algorithm is not None:
-        overrides["algorithm"] = {"name": algorithm}
+        overrides["algorithm"] = {"name": algorithm} if isinstance(algorithm, str) else algorithm
     overrides = merge(overrides, sections)
     config = resolve(recipe, overrides) if recipe else make_config({"recipe": "custom", **overrides}, "logpi.train")
     return run_(config, folder=None if run is None else Path(run), fresh=fresh, observer=observer)

@@ -29,8 +29,8 @@ class TrainState:
 
 
 def save(folder: Path, state: TrainState, keep: int) -> Path:
-    """Write checkpoint `step-N`: temporary folder, files flushed, manifest with hashes, rename; only then are older ones
-    removed, `keep` left. Raises NonFiniteError rather than save weights that are NaN or infinite."""
+    """Write checkpoint `step-N`: temporary folder, files flushed, manifest with hashes, rename; only then are
+    older ones removed, `keep` left. Raises NonFiniteError rather than save weights that are NaN or infinite."""
     for name, tensor in state.tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise NonFiniteError(f"{name} is not finite at step {state.step}: not saved; the last checkpoint stands")

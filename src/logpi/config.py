@@ -17,7 +17,7 @@ from logpi.errors import InputError, did_you_mean
 class Section(BaseModel):
     """A frozen part of the configuration; keys it does not know are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class Lora(Section):
@@ -141,6 +141,8 @@ class Config(Section):
             raise ValueError('task has no "name"')
         if (self.policy.kind == "causal_lm") != (self.task is not None):
             raise ValueError('policy.kind "causal_lm" goes with a task, "mlp" with an environment')
+        if self.policy.kind == "mlp" and self.policy.model:
+            raise ValueError('policy.model names a language model; an environment\'s policy "mlp" has none: leave it out')
         if self.policy.kind == "causal_lm" and not self.policy.model:
             raise ValueError('policy.model is missing: name a folder, a hub id or "smollm2-q4" (--model)')
         if self.rollout.num_generations == 1 and self.algorithm.name in ("rloo", "grpo", "reinforce_baseline"):
@@ -152,8 +154,31 @@ class Config(Section):
 
     def fingerprint(self) -> str:
         """Return 8 hex digits of what determines the run, step count apart: the same command means the same folder."""
-        content = self.model_dump(mode="json", exclude={"max_steps", "checkpoint"})
+        content = {k: v for k, v in self.plain().items() if k not in ("max_steps", "checkpoint")}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+
+    def plain(self) -> dict[str, Any]:
+        """Return the configuration as JSON data: functions by their names, data given in Python by its hash."""
+        return _plain(self.model_dump(mode="python"))
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        rows = [_plain(v) for v in value]
+        return rows if len(rows) <= 8 else f"{len(rows)} rows, sha256 {_digest(rows)}"
+    if hasattr(value, "column_names") and hasattr(value, "__getitem__"):  # a Hugging Face dataset
+        return _plain([value[i] for i in range(len(value))])
+    return getattr(value, "__qualname__", type(value).__name__)
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -22,6 +22,10 @@ class RewardError(InputError):
     """A reward function raised, or returned something that is not one number (or None) per completion."""
 
 
+class NothingScoredError(RewardError):
+    """Every reward function gave None to every completion of a batch."""
+
+
 class NonFiniteError(LogpiError):
     """A loss, gradient, logit or log-probability is NaN or infinite."""
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from logpi.tasks.base import Problem, Reward
+from logpi.errors import NothingScoredError
+from logpi.tasks.base import Problem, Reward, Task
 from logpi.tasks.rewarding import as_completions, score
 from logpi.trajectory import Trajectory
 
@@ -72,6 +73,23 @@ def evaluate_problems(
     by_name = score(metrics, prompts, as_completions(prompts, texts), ids, columns).by_name
     results = {name: estimate([v for v in values if v is not None]) for name, values in by_name.items()}
     return Evaluation(**asdict(results[metrics[0].name]), metrics=results), texts
+
+
+def check_rewards(task: Task) -> dict[str, float | None]:
+    """Call the task's rewards and metrics on made-up completions, before any weights load: what they gave the first.
+
+    Raises RewardError for what a function returns or raises; that none applies to a made-up text is fine.
+    """
+    problems, texts = list(task.train[:2]), ["1", "a made-up completion"][: len(task.train)]
+    prompts, ids, found = [p.prompt for p in problems], [[0] for _ in problems], {}
+    for functions in (task.rewards, task.metrics):
+        try:
+            if functions:
+                scores = score(functions, prompts, as_completions(prompts, texts), ids, columns_of(problems))
+                found |= {name: values[0] for name, values in scores.by_name.items()}
+        except NothingScoredError:
+            continue
+    return found
 
 
 def columns_of(problems: Sequence[Problem]) -> dict[str, list[Any]]:

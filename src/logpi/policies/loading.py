@@ -115,7 +115,9 @@ def load_causal_lm(
 ) -> CausalLM:
     """Load a causal LM with fp32 weights (float64 when asked) and logpi's attention. No remote code is run."""
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     source = find(model)
     tokenizer, config = load_tokenizer(source), load_config(source)
     ends = eos_token_ids(source, tokenizer, config)

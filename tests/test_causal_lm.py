@@ -1,0 +1,199 @@
+"""A causal LM against Hugging Face's own forward: gradients, and the bits that sampler and learner share."""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+
+import pytest
+import torch
+from models import ENDS, NATIVE_BF16, gradient, policy, prompts, relative_error, rewarded, sample, write
+from torch.nn.utils.rnn import pad_sequence
+
+from logpi.errors import InputError
+from logpi.experience import prompt_tokens
+from logpi.policies.loading import load_causal_lm
+from logpi.rollout.engine import Sampling, TokenPrompt, generate
+from logpi.trajectory import make_batch
+
+DTYPES = [torch.float32] + [torch.bfloat16] * NATIVE_BF16
+QUESTIONS = ["What is 3+4?", "Name a colour.", "Say only the word yes, and nothing else at all."]
+
+
+def reference(policy, trajectories):
+    """Return RLOO's loss and gradient, from whole padded sequences through the eager forward of transformers."""
+    network = policy.network
+    network.set_attn_implementation("eager")
+    sequences = [torch.cat([t.inputs, t.actions]) for t in trajectories]
+    tokens = pad_sequence(sequences, batch_first=True, padding_value=2)
+    attend = pad_sequence([torch.ones_like(s) for s in sequences], batch_first=True)
+    logits = network(input_ids=tokens, attention_mask=attend).logits / policy.temperature
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    log_probs = torch.log_softmax(logits[:, :-1], -1).gather(-1, tokens[:, 1:, None])[..., 0]
+    groups = defaultdict(list)
+    for t in trajectories:
+        groups[t.group].append(float(t.rewards.sum()))
+    loss = torch.zeros((), dtype=torch.float64)
+    for row, t in zip(log_probs, trajectories, strict=True):
+        others, mine = groups[t.group], float(t.rewards.sum())
+        advantage = mine - (sum(others) - mine) / (len(others) - 1)
+        score = row[len(t.inputs) - 1 : len(t.inputs) + len(t.actions) - 1].sum()
+        # the learner's surrogate is the ratio, whose value is 1 and whose gradient is the score
+        loss = loss - advantage * (len(t) + score - score.detach()) / len(trajectories)
+    parameters = dict(network.named_parameters())
+    slopes = torch.autograd.grad(loss, list(parameters.values()))
+    network.set_attn_implementation("logpi")
+    return float(loss.detach()), dict(zip(parameters, slopes, strict=True))
+
+
+def agree(policy, trajectories, tolerance):
+    lengths, prompt_lengths = {len(t) for t in trajectories}, {len(t.inputs) for t in trajectories}
+    assert len(lengths) > 2 and len(prompt_lengths) > 2  # ragged on both sides
+    loss, found = gradient(policy, trajectories)
+    expected_loss, expected = reference(policy, trajectories)
+    error = relative_error(found, expected)
+    print(f"gradient: {error:.2e}")
+    assert error <= tolerance and loss == pytest.approx(expected_loss, rel=tolerance, abs=tolerance)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize(
+    ("kind", "dtype", "tolerance"), [("gpt2", torch.float64, 1e-10), ("llama", torch.float32, 1e-5)]
+)
+def test_the_gradient_is_that_of_a_plain_full_batch(kind, dtype, tolerance, temperature):
+    tiny = policy(kind, dtype, temperature=temperature)
+    agree(tiny, sample(tiny, [3, 17, 70, 40], max_new_tokens=30), tolerance)
+
+
+def instruct_rollout(policy, num_generations=3, max_new_tokens=12):
+    """Short completions of chat prompts; commas and full stops are made ends, so that they end at different times."""
+    policy = copy.copy(policy)
+    policy.eos_token_ids += tuple(policy.tokenizer.convert_tokens_to_ids([".", ",", "!", ":", "Ġis", "Ġof", "Ċ"]))
+    chats = [[{"role": "user", "content": text}] for text in QUESTIONS]
+    ready = [TokenPrompt(i, prompt_tokens(policy.tokenizer, chat)) for i, chat in enumerate(chats)]
+    return rewarded(generate(policy, ready, num_generations, Sampling(max_new_tokens)))
+
+
+def test_the_gradient_of_smollm2_is_that_of_a_plain_full_batch(smollm2):
+    agree(smollm2("float32"), instruct_rollout(smollm2("float32")), 1e-4)
+
+
+# --- the same bits -------------------------------------------------------------------------------------------------
+
+
+def same_bits(policy, trajectories, num_subsets):
+    """Assert max |Δ| = 0.0 between sampled and learned log-probs, for the whole batch and for parts in any order."""
+    ends = {len(t) for t in trajectories}
+    assert len(ends) > 2 and any(t.terminated for t in trajectories)
+    draws = torch.Generator().manual_seed(0)
+    orders = [torch.arange(len(trajectories)), *(torch.arange(i, i + 1) for i in range(0, len(trajectories), 5))]
+    for _ in range(num_subsets):
+        size = int(torch.randint(1, len(trajectories) + 1, (1,), generator=draws))
+        orders.append(torch.randperm(len(trajectories), generator=draws)[:size])
+    whole = make_batch(trajectories)
+    entropies = torch.nn.utils.rnn.pad_sequence([t.entropies for t in trajectories], batch_first=True)
+    for rows in orders:
+        part = whole.select(rows)
+        out = policy.evaluate(part.actions, part.mask, part.truncated, part.inputs)
+        assert float((out.log_probs - part.behavior_log_probs).abs().max()) == 0.0
+        assert torch.equal(out.entropies, entropies[rows][:, : part.mask.shape[1]])
+
+
+@pytest.mark.parametrize(("kind", "threads"), [("gpt2", 1), ("llama", 1), ("llama", 2)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sampled_log_probs_are_the_learners_to_the_last_bit(kind, dtype, threads):
+    torch.set_num_threads(threads)
+    try:
+        tiny = policy(kind, dtype, temperature=0.9, ends=(0,))
+        trajectories = sample(tiny, [3, 17, 64, 50, 40, 115], 8, max_new_tokens=20)  # keys cross 64 and 128
+        assert any(t.truncated for t in trajectories)
+        assert any(len(t) == 1 and len(t.inputs) > 64 for t in trajectories)  # slots move before the first step
+        same_bits(tiny, trajectories, 12 if threads == 1 else 2)
+    finally:
+        torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_sampled_log_probs_are_the_learners_to_the_last_bit_smollm2(smollm2, dtype):
+    if dtype == "bfloat16" and not NATIVE_BF16:
+        pytest.skip("this processor does not compute bfloat16 natively")
+    with torch.no_grad():
+        same_bits(smollm2(dtype), instruct_rollout(smollm2(dtype)), 2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sampling_weights_follow_an_update(dtype):
+    tiny = policy("llama", dtype)
+    with torch.no_grad():
+        for parameter in tiny.trainable_parameters().values():
+            parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    tiny.weights_changed()
+    same_bits(tiny, sample(tiny, [5, 9, 20], 4), 3)
+
+
+# --- prompts, ends, contexts ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_context_that_is_no_multiple_of_8_can_be_filled(kind):
+    tiny, roomy = policy(kind, context=20), policy(kind, context=24)
+    with torch.no_grad():
+        state, wide = tiny.network.state_dict(), roomy.network.state_dict()
+        for name, value in state.items():
+            wide[name][: len(value)].copy_(value)
+    short, same = (sample(p, [18, 3], max_new_tokens=2) for p in (tiny, roomy))
+    assert [t.actions.tolist() for t in short] == [t.actions.tolist() for t in same]
+    if kind == "llama":  # GPT-2's position table differs in its size
+        assert relative_error(gradient(tiny, short)[1], gradient(roomy, same)[1]) == 0
+
+
+def test_a_prompt_that_came_twice_runs_once_and_counts_twice():
+    tiny = policy("gpt2", torch.float64)
+    (prompt,) = prompts([9])
+    twice = rewarded(generate(tiny, [prompt, TokenPrompt(7, prompt.tokens)], 4, Sampling(12)))
+    agree_loss, expected = reference(tiny, twice)
+    loss, found = gradient(tiny, twice)
+    assert relative_error(found, expected) < 1e-10 and loss == pytest.approx(agree_loss)
+
+
+@pytest.mark.parametrize(("generation_ends", "union"), [([1, 5], (0, 1, 5)), (1, (0, 1)), (None, (0,))])
+def test_every_end_of_tokenizer_and_generation_config_ends_a_completion(tmp_path, generation_ends, union):
+    loaded = load_causal_lm(write(tmp_path, "llama", generation_ends=generation_ends), dtype="float32")
+    assert loaded.eos_token_ids == union
+    last = {int(t.actions[-1]) for t in sample(loaded, [3, 8, 12], 16, 60) if t.terminated}
+    assert last == set(union)
+
+
+def test_a_cut_completion_is_another_outcome_than_an_ended_one():
+    tiny = policy("gpt2")
+    ended = [t for t in sample(tiny, [3, 8], 8, 30) if t.terminated and len(t) > 1]
+    assert ended and all(int(t.actions[-1]) in ENDS for t in ended)
+    batch = make_batch(ended)
+    log_probs = tiny.evaluate(batch.actions, batch.mask, batch.truncated, batch.inputs).log_probs.detach()
+    cut_mask = batch.mask & torch.nn.functional.pad(batch.mask[:, 1:], (0, 1))
+    cut = tiny.evaluate(batch.actions, cut_mask, ~batch.truncated, batch.inputs).log_probs.detach()
+    assert torch.equal(cut, log_probs * cut_mask)  # up to the end they are the same, and then one action is more
+    assert (log_probs.sum(1) < cut.sum(1)).all()
+    assert (cut_mask.sum(1) == batch.lengths - 1).all()
+
+
+def test_loading_keeps_float32_weights_and_refuses_a_folder_without_a_model(tmp_path):
+    loaded = load_causal_lm(write(tmp_path / "model", "gpt2"), dtype="auto")
+    assert {p.dtype for p in loaded.trainable_parameters().values()} == {torch.float32}
+    assert all(torch.equal(p, built) for p, built in zip(loaded.module.parameters(), policy("gpt2").module.parameters()))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"config\.json"):
+        load_causal_lm(str(tmp_path / "empty"))
+
+
+def test_a_frozen_copy_stays_where_it_was():
+    tiny = policy("llama")
+    frozen, batch = tiny.frozen_copy(), make_batch(sample(tiny, [4, 6], 2, 8))
+    arguments = (batch.actions, batch.mask, batch.truncated, batch.inputs)
+    before = copy.deepcopy(frozen.evaluate(*arguments).log_probs)
+    with torch.no_grad():
+        for parameter in tiny.trainable_parameters().values():
+            parameter.mul_(1.1)
+    tiny.weights_changed()
+    assert torch.equal(frozen.evaluate(*arguments).log_probs, before) and not before.requires_grad
+    assert not torch.equal(tiny.evaluate(*arguments).log_probs, before)
