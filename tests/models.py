@@ -46,9 +46,7 @@ def network(kind: str, *, vocabulary: int = VOCABULARY, context: int = CONTEXT, 
     else:
         shape = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
         out = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=vocabulary, max_position_embeddings=context, num_key_value_heads=2, **shape, **ends
-            )
+            LlamaConfig(vocab_size=vocabulary, max_position_embeddings=context, num_key_value_heads=2, **shape, **ends)
         )
     for name, parameter in out.named_parameters():
         if name.endswith("bias") or "norm" in name or "ln_" in name:
@@ -113,10 +111,12 @@ def gradient(
     *,
     micro_batch_tokens: int = 10**9,
     several_updates: bool = False,
+    reference: CausalLM | None = None,
 ) -> tuple[float, dict[str, Tensor]]:
-    """Return the learner's loss and its gradient by parameter."""
+    """Return the learner's loss and its gradient by parameter; KL is against `reference`, else today's policy."""
     row = get_algorithm(algorithm) if isinstance(algorithm, str) else algorithm
     learner = Learner(policy, row, learning_rate=1e-3, micro_batch_tokens=micro_batch_tokens)
+    learner.reference = reference or learner.reference
     found = learner.backward(minibatch(learner, trajectories, several_updates=several_updates))
     return found.loss, {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in learner.parameters.items()}
 

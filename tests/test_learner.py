@@ -52,13 +52,15 @@ def test_order_and_micro_batches_change_nothing(kind, dtype, tolerance, name):
     tiny = tiny_policy(kind, dtype, algorithm)
     trajectories = sample(tiny, LENGTHS, 4)
     assert len({len(t) for t in trajectories}) > 4
-    moved = [replace(t, behavior_log_probs=t.behavior_log_probs + 0.3) for t in trajectories]  # the KL is not 0
-    expected = gradient(tiny, moved, algorithm)
-    assert all(bool(g.any()) for n, g in expected[1].items() if not n.endswith("wpe.weight"))
-    order = torch.randperm(len(moved), generator=torch.Generator().manual_seed(0)).tolist()
-    assert equal(gradient(tiny, [moved[i] for i in order], algorithm), expected, tolerance)
+    other = policy(kind, dtype, seed=1) if algorithm.beta else None  # a KL that is not 0
+    expected = gradient(tiny, trajectories, algorithm, reference=other)
+    assert all(bool(g.any()) for g in expected[1].values())
+    order = torch.randperm(len(trajectories), generator=torch.Generator().manual_seed(0)).tolist()
+    mixed = [trajectories[i] for i in order]
+    assert equal(gradient(tiny, mixed, algorithm, reference=other), expected, tolerance)
     for tokens in (1, 70, 200):
-        assert equal(gradient(tiny, moved, algorithm, micro_batch_tokens=tokens), expected, tolerance)
+        found = gradient(tiny, trajectories, algorithm, reference=other, micro_batch_tokens=tokens)
+        assert equal(found, expected, tolerance)
 
 
 @pytest.mark.parametrize("name", ["rloo", "grpo, KL in the loss"])
@@ -66,11 +68,12 @@ def test_order_and_micro_batches_change_nothing(kind, dtype, tolerance, name):
 def test_other_groups_in_the_batch_add_and_nothing_else(kind, dtype, tolerance, name):
     algorithm = ROWS[name]
     tiny = tiny_policy(kind, dtype, algorithm)
-    trajectories = sample(tiny, [5, 60, 9], 4, max_new_tokens=30)
+    other = policy(kind, dtype, seed=1) if algorithm.beta else None
+    trajectories = sample(tiny, [5, 60, 9], 4, max_new_tokens=60)
     parts = [[t for t in trajectories if t.group == g] for g in range(3)]
     assert len({max(map(len, part)) for part in parts}) == 3  # beside the longer ones, the shorter are padded
-    whole_loss, whole = gradient(tiny, trajectories, algorithm)
-    each = [gradient(tiny, part, algorithm) for part in parts]  # both rows weigh by 1/trajectories
+    whole_loss, whole = gradient(tiny, trajectories, algorithm, reference=other)
+    each = [gradient(tiny, part, algorithm, reference=other) for part in parts]  # both rows weigh by 1/trajectories
     mean = {n: sum(g[n] for _, g in each) / 3 for n in whole}
     assert equal((whole_loss, whole), (sum(loss for loss, _ in each) / 3, mean), tolerance)
 
@@ -128,7 +131,7 @@ def test_the_end_is_trained():
 
 
 def test_old_log_probs_are_fixed_before_the_first_update_and_carry_no_gradient():
-    tiny = tiny_policy("gpt2", torch.float64, ROWS["ppo"])
+    tiny = tiny_policy("gpt2", torch.float32, ROWS["ppo"])
     learner = Learner(tiny, ROWS["ppo"], learning_rate=1e-2, micro_batch_tokens=100)
     trajectories = sample(tiny, LENGTHS)
     batch = minibatch(learner, trajectories, several_updates=True)
@@ -137,7 +140,7 @@ def test_old_log_probs_are_fixed_before_the_first_update_and_carry_no_gradient()
     assert torch.equal(batch.old_log_probs, batch.behavior_log_probs)  # no update since: the same bits
     # on-policy they are what the learner itself finds: the first gradient is the same
     one, several = (gradient(tiny, trajectories, "ppo", several_updates=s) for s in (False, True))
-    assert equal(several, one, 1e-12)
+    assert equal(several, one, 1e-6)
     assert learner.backward(batch).clip_fraction == 0.0
     assert learner.update(0) > 0
     second = learner.backward(batch)
@@ -151,13 +154,15 @@ def test_minibatches_keep_groups_whole_and_count_each_row_once():
         parts = list(minibatches(batch, reduction, updates=2, num_minibatches=2, seed=1))
         assert len(parts) == 4
         for part in parts:
-            assert torch.equal(part.token_weights, reduction(part.mask)) and part.group.bincount().unique().tolist()[-1] == 3
+            assert torch.equal(part.token_weights, reduction(part.mask))
+            assert part.group.unique(return_counts=True)[1].tolist() == [3, 3]
             rows = part.advantages[:, 0].long()
             assert torch.equal(part.actions, batch.actions[rows][:, : part.actions.shape[1]])
         for first, second in (parts[:2], parts[2:]):
             rows = torch.cat([first.advantages[:, 0], second.advantages[:, 0]])
             assert rows.sort().values.tolist() == list(range(12))
-    alone = list(minibatches(batch.select(torch.arange(3)), per_token, num_minibatches=3))  # one group: its trajectories
+    # a rollout of one group is cut between its trajectories
+    alone = list(minibatches(batch.select(torch.arange(3)), per_token, num_minibatches=3))
     assert [len(part) for part in alone] == [1, 1, 1]
 
 

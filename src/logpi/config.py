@@ -23,8 +23,8 @@ class Section(BaseModel):
 class Lora(Section):
     """A low-rank adapter (peft); without this section all weights are trained."""
 
-    r: int = Field(16, ge=1)
-    lora_alpha: float = Field(32, gt=0)
+    r: int = Field(default=16, ge=1)
+    lora_alpha: float = Field(default=32, gt=0)
     target_modules: str | list[str] = "all-linear"
 
 
@@ -36,7 +36,7 @@ class PolicyConfig(Section):
     """A folder, a hub id, "smollm2" or "smollm2-q4" (causal_lm only)."""
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
     """Of the matrix products; weights stay float32 (float64 when asked). auto: bfloat16 where the processor has it."""
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(default=1.0, gt=0)
     """Divides the logits, in sampling and in learning alike."""
     lora: Lora | None = None
     hidden_sizes: tuple[int, ...] = (64, 64)
@@ -46,13 +46,13 @@ class PolicyConfig(Section):
 class RolloutConfig(Section):
     """How experience is gathered."""
 
-    num_prompts: int = Field(8, ge=1)
+    num_prompts: int = Field(default=8, ge=1)
     """Different prompts a step (1 for an environment: its episodes are one group)."""
-    num_generations: int = Field(8, ge=1)
+    num_generations: int = Field(default=8, ge=1)
     """Completions a prompt, or episodes a step."""
-    max_completion_length: int = Field(256, ge=1)
+    max_completion_length: int = Field(default=256, ge=1)
     """Tokens; a longer completion is cut and counts as truncated."""
-    max_rows: int = Field(128, ge=8)
+    max_rows: int = Field(default=128, ge=8)
     """Completions that are sampled side by side: memory, not results."""
 
 
@@ -60,47 +60,47 @@ class AlgorithmConfig(Section):
     """A row of the table and its options; None leaves the row's own value."""
 
     name: str = "rloo"
-    gamma: float | None = Field(None, gt=0, le=1)
-    gae_lambda: float | None = Field(None, ge=0, le=1)
-    epsilon: float | None = Field(None, gt=0)
-    epsilon_high: float | None = Field(None, gt=0)
-    std_epsilon: float | None = Field(None, ge=0)
-    beta: float | None = Field(None, ge=0)
+    gamma: float | None = Field(default=None, gt=0, le=1)
+    gae_lambda: float | None = Field(default=None, ge=0, le=1)
+    epsilon: float | None = Field(default=None, gt=0)
+    epsilon_high: float | None = Field(default=None, gt=0)
+    std_epsilon: float | None = Field(default=None, ge=0)
+    beta: float | None = Field(default=None, ge=0)
     """Weight of the KL penalty against the starting policy."""
     standardise_advantages: bool = False
     """Divide by the batch's standard deviation after centring: a bias, of use with a value function."""
-    updates_per_rollout: int = Field(1, ge=1)
-    num_minibatches: int = Field(1, ge=1)
+    updates_per_rollout: int = Field(default=1, ge=1)
+    num_minibatches: int = Field(default=1, ge=1)
     """Optimiser steps a pass over the rollout; whole groups or episodes stay together."""
-    value_coef: float = Field(0.5, ge=0)
+    value_coef: float = Field(default=0.5, ge=0)
 
 
 class LearnerConfig(Section):
     """One optimiser step."""
 
-    learning_rate: float = Field(1e-5, gt=0)
+    learning_rate: float = Field(default=1e-5, gt=0)
     schedule: Literal["constant", "linear"] = "constant"
     """linear: down to 0 at max_steps."""
-    warmup_steps: int = Field(0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0)
     adam_betas: tuple[float, float] = (0.9, 0.999)
-    adam_epsilon: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
-    micro_batch_tokens: int = Field(4096, ge=1)
+    adam_epsilon: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    micro_batch_tokens: int = Field(default=4096, ge=1)
     """Tokens (prompts once a group) in one forward and backward: memory, not results."""
 
 
 class EvaluationConfig(Section):
     """When and how the held-out score is taken."""
 
-    every_steps: int | None = Field(10, ge=1)
-    every_actions: int | None = Field(None, ge=1)
+    every_steps: int | None = Field(default=10, ge=1)
+    every_actions: int | None = Field(default=None, ge=1)
     """Check after each multiple of this many sampled actions (environments)."""
-    num_episodes: int = Field(100, ge=1)
+    num_episodes: int = Field(default=100, ge=1)
     """Of an environment, at fixed seeds."""
     target_score: float | None = None
     """Stop when the score holds this at `target_checks` checks in a row."""
-    target_checks: int = Field(3, ge=1)
+    target_checks: int = Field(default=3, ge=1)
     full_report: bool = True
     """Before and after: entropy, distinct completions, few-shot prompts, KL on unrelated prompts, the task's probes."""
 
@@ -108,8 +108,8 @@ class EvaluationConfig(Section):
 class CheckpointConfig(Section):
     """When the run is saved."""
 
-    every_steps: int = Field(20, ge=1)
-    keep: int = Field(2, ge=1)
+    every_steps: int = Field(default=20, ge=1)
+    keep: int = Field(default=2, ge=1)
 
 
 class Config(Section):
@@ -117,9 +117,9 @@ class Config(Section):
 
     recipe: str = "custom"
     """Names the run folder."""
-    seed: int = Field(0, ge=0, lt=2**31)
-    max_steps: int = Field(100, ge=1)
-    threads: int | None = Field(None, ge=1)
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    max_steps: int = Field(default=100, ge=1)
+    threads: int | None = Field(default=None, ge=1)
     """Of torch; None: the processor's cores."""
     device: Literal["cpu"] = "cpu"
     task: dict[str, Any] | None = None
@@ -142,7 +142,7 @@ class Config(Section):
         if (self.policy.kind == "causal_lm") != (self.task is not None):
             raise ValueError('policy.kind "causal_lm" goes with a task, "mlp" with an environment')
         if self.policy.kind == "mlp" and self.policy.model:
-            raise ValueError('policy.model names a language model; an environment\'s policy "mlp" has none: leave it out')
+            raise ValueError("policy.model names a language model: leave it out for an environment")
         if self.policy.kind == "causal_lm" and not self.policy.model:
             raise ValueError('policy.model is missing: name a folder, a hub id or "smollm2-q4" (--model)')
         if self.rollout.num_generations == 1 and self.algorithm.name in ("rloo", "grpo", "reinforce_baseline"):

@@ -53,6 +53,6 @@ def without_lora(module: Any) -> nn.Module:
         return copy.deepcopy(module, shared).unload().eval()
 
 
-def merged_copy(module: Any) -> nn.Module:
+def merged_copy(module: Any) -> Any:
     """Return the base network with the adapter merged into weights of its own; the peft model stays as it is."""
     return copy.deepcopy(module).merge_and_unload().eval()

@@ -52,10 +52,10 @@ def invariant_attention(
     num_key_heads = key.shape[1]
     repeats = num_heads // num_key_heads
     dtype = autocast_dtype(query.dtype)
-    scaling = width**-0.5 if scaling is None else scaling
     folded = query.to(dtype).reshape(batch, num_key_heads, repeats * num_queries, width)
     scores = torch.matmul(pad_rows(folded, dim=2), key.to(dtype).transpose(2, 3))
-    scores = (scores if scores.dtype == torch.float64 else scores.float()) * scaling
+    wide = scores if scores.dtype == torch.float64 else scores.float()
+    scores = wide * (width**-0.5 if scaling is None else scaling)
     mask = attention_mask[:, :, None].expand(-1, 1, repeats, -1, -1).flatten(2, 3)
     mask = F.pad(mask, (0, 0, 0, scores.shape[2] - mask.shape[2]))
     probabilities = torch.softmax(scores.masked_fill(~mask, MASKED), -1)

