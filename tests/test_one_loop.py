@@ -72,7 +72,11 @@ def traced_step(recipe, overrides, folder):
 
 @pytest.mark.parametrize("algorithm", ["as shipped", *CELLS])
 def test_cartpole_and_a_language_model_run_the_same_functions(tmp_path, algorithm):
-    row = {} if algorithm == "as shipped" else {"name": algorithm, "updates_per_rollout": 2}
+    row = (
+        {}
+        if algorithm == "as shipped"
+        else {"name": algorithm, "updates_per_rollout": 2, "standardise_advantages": True}
+    )
     # small sums and the kinder reward: an untrained model is right now and then, so that there is a gradient
     task = {"name": "addition", "max_operand": 3, "num_heldout": 4, "reward": "last_integer"}
     language = {

@@ -20,8 +20,9 @@ def work(job: dict) -> int:
     os.dup2(log, 1)
     os.dup2(log, 2)
     sys.path.insert(0, job["source"])
-    import logpi
     import pytest
+
+    import logpi
 
     if not Path(logpi.__file__).is_relative_to(job["source"]):
         return 70
