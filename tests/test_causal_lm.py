@@ -21,7 +21,7 @@ QUESTIONS = ["What is 3+4?", "Name a colour.", "Say only the word yes, and nothi
 
 
 def reference(policy, trajectories, algorithm="rloo"):
-    """Return the loss and gradient of RLOO or REINFORCE, from whole padded sequences through transformers' own forward."""
+    """Return loss and gradient of RLOO or REINFORCE, from whole padded sequences through the eager forward of the library."""
     network = policy.network
     network.set_attn_implementation("eager")
     sequences = [torch.cat([t.inputs, t.actions]) for t in trajectories]
@@ -77,7 +77,7 @@ def instruct_rollout(policy, num_generations=3, max_new_tokens=12):
 
 
 def test_the_gradient_of_smollm2_is_that_of_a_plain_full_batch(smollm2):
-    agree(smollm2("float32"), instruct_rollout(smollm2("float32")), 1e-4)
+    agree(smollm2("float32"), instruct_rollout(smollm2("float32"), 2, 9), 1e-4)
 
 
 # --- the same bits -------------------------------------------------------------------------------------------------
@@ -111,7 +111,7 @@ def test_sampled_log_probs_are_the_learners_to_the_last_bit(kind, dtype, threads
             trajectories = sample(tiny, [3, 17, 64, 50, 40, 115], 8, max_new_tokens=20)  # keys cross 64 and 128
             assert any(t.truncated for t in trajectories)
         else:  # small: two threads wait for each other on a busy machine
-            trajectories = sample(tiny, [3, 60, 115], 4, max_new_tokens=6)
+            trajectories = sample(tiny, [3, 62], 4, max_new_tokens=4)
         same_bits(tiny, trajectories, 12 if threads == 1 else 1)
     finally:
         torch.set_num_threads(1)
@@ -121,7 +121,7 @@ def test_sampled_log_probs_are_the_learners_to_the_last_bit(kind, dtype, threads
 def test_sampled_log_probs_are_the_learners_to_the_last_bit_smollm2(smollm2, dtype):
     if dtype == "bfloat16" and not NATIVE_BF16:
         pytest.skip("this processor does not compute bfloat16 natively")
-    same_bits(smollm2(dtype), instruct_rollout(smollm2(dtype)), 2)
+    same_bits(smollm2(dtype), instruct_rollout(smollm2(dtype)), 1)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])

@@ -43,7 +43,7 @@ CELLS = {
     "rloo": [estimators.leave_one_out, losses.per_trajectory],
 }
 # what acts, where it acts, what it is asked: all that may differ
-OWN = ("policies", "rollout", "environments", "tasks", "experience.py", "evaluation.py")
+OWN = ("policies", "rollout", "environments", "tasks", "experience.py", "evaluation.py", "randomness.py")
 
 
 def traced_step(recipe, overrides, folder):
@@ -72,11 +72,8 @@ def traced_step(recipe, overrides, folder):
 
 @pytest.mark.parametrize("algorithm", ["as shipped", *CELLS])
 def test_cartpole_and_a_language_model_run_the_same_functions(tmp_path, algorithm):
-    row = (
-        {}
-        if algorithm == "as shipped"
-        else {"name": algorithm, "updates_per_rollout": 2, "standardise_advantages": True}
-    )
+    same = {"name": algorithm, "updates_per_rollout": 2, "standardise_advantages": True}
+    row = {} if algorithm == "as shipped" else same
     # small sums and the kinder reward: an untrained model is right now and then, so that there is a gradient
     task = {"name": "addition", "max_operand": 3, "num_heldout": 4, "reward": "last_integer"}
     language = {

@@ -45,7 +45,7 @@ class Learner:
         adam_epsilon: float = 1e-8,
         weight_decay: float = 0.0,
         max_grad_norm: float = 1.0,
-        micro_batch_tokens: int = 4096,
+        micro_batch_tokens: int = 2048,
         value_coef: float = 0.5,
     ):
         self.policy, self.algorithm = policy, algorithm

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -171,6 +172,7 @@ class Trainer:
             "seconds": seconds,
             "tokens_per_second": num_actions / max(1e-9, self.seconds["sample"]),
             **{f"{stage}_seconds": value for stage, value in self.seconds.items()},
+            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "eta_seconds": seconds * (self.config.max_steps - self.steps_done),
         }
         self.folder.append("metrics.jsonl", metrics)

@@ -16,6 +16,7 @@ AT_ONCE = 2
 
 def work(job: dict) -> int:
     """Run a job's tests in this process; return pytest's exit status."""
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     log = os.open(job["log"], os.O_WRONLY | os.O_CREAT)
     os.dup2(log, 1)
     os.dup2(log, 2)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from logpi.policies.attention import KEY_MULTIPLE, round_up
 from logpi.policies.causal_lm import CausalLM
 from logpi.policies.token_log_probs import ROW_MULTIPLE
 from logpi.randomness import Stream, uniforms
@@ -38,7 +39,8 @@ class Sampling:
     seed: int = 0
     stream: Stream = Stream.ROLLOUT
     greedy: bool = False
-    max_rows: int = 128  # completions that run side by side; a matter of memory, not of results
+    max_rows: int = 128  # completions that run side by side: memory, not results
+    max_keys: int = 16384  # rows × positions of the cache: memory, not results
 
 
 @torch.no_grad()
@@ -53,7 +55,9 @@ def generate(
 ) -> list[Trajectory]:
     """Sample `num_generations` completions of each prompt, in the prompts' order; rewards are left to the tasks."""
     trajectories: list[Trajectory] = []
-    prompts_at_once = max(1, sampling.max_rows // num_generations)
+    capacity = round_up(max(len(p.tokens) for p in prompts) + sampling.max_new_tokens, KEY_MULTIPLE)
+    num_rows = min(sampling.max_rows, sampling.max_keys // capacity)
+    prompts_at_once = max(1, num_rows // num_generations)
     for start in range(0, len(prompts), prompts_at_once):
         part = prompts[start : start + prompts_at_once]
         for record in _run(policy, part, num_generations, sampling, step):
@@ -98,7 +102,7 @@ def _run(
     log_probs = policy.next_token_log_probs(last_hidden, temperature)[prompt_of_row]
     running = completions
     capacity = max(len(p.tokens) for p in prompts) + sampling.max_new_tokens
-    num_slots = -(-len(completions) // ROW_MULTIPLE) * ROW_MULTIPLE
+    num_slots = round_up(len(completions), ROW_MULTIPLE)
     cache: SlotCache | None = None
     for position in range(sampling.max_new_tokens):
         rows = [c.row for c in running]
@@ -147,7 +151,7 @@ def _fill_holes(survivors: list[int]) -> list[int]:
 
 def _decode(policy: CausalLM, running: list[_Completion], cache: SlotCache) -> Tensor:
     """Run one token of every running completion through the network, [running, width]."""
-    num_rows = -(-len(running) // ROW_MULTIPLE) * ROW_MULTIPLE
+    num_rows = round_up(len(running), ROW_MULTIPLE)
     tokens = torch.zeros((num_rows, 1), dtype=torch.long)
     positions = torch.zeros(num_rows, dtype=torch.long)
     tokens[: len(running), 0] = torch.tensor([c.tokens[-1] for c in running])
