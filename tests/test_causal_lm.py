@@ -21,7 +21,7 @@ QUESTIONS = ["What is 3+4?", "Name a colour.", "Say only the word yes, and nothi
 
 
 def reference(policy, trajectories, algorithm="rloo"):
-    """Return loss and gradient of RLOO or REINFORCE, from whole padded sequences through the eager forward of the library."""
+    """Return loss and gradient of RLOO or REINFORCE, from whole padded sequences through the eager forward."""
     network = policy.network
     network.set_attn_implementation("eager")
     sequences = [torch.cat([t.inputs, t.actions]) for t in trajectories]

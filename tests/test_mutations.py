@@ -24,8 +24,8 @@ OPTIONS = [
     "--tb=line",
     "-p",
     "no:cacheprovider",
-    "-o",
-    "timeout=60",
+    "-W",
+    "ignore",
     "-c",
     str(HERE.parent / "pyproject.toml"),
 ]

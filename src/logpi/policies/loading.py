@@ -152,7 +152,8 @@ def load_causal_lm(
 def check_forward(policy: CausalLM, model: str) -> None:
     """Compare our forward with the module's own logits on a short text: a model whose head or attention does more than
     logpi computes (soft-capping, logit scales, ALiBi) is refused instead of trained wrongly."""
-    tokens = torch.arange(16)[None] % policy.network.config.vocab_size
+    length = min(16, policy.context_length)
+    tokens = torch.arange(length)[None] % policy.network.config.vocab_size
     wide = policy.dtype != torch.bfloat16
     network = policy.network
     network.set_attn_implementation("eager")
@@ -160,7 +161,7 @@ def check_forward(policy: CausalLM, model: str) -> None:
         theirs = network(input_ids=tokens).logits[0, :-1].to(torch.float64)
     network.set_attn_implementation(attention.NAME)
     theirs = torch.log_softmax(theirs / policy.temperature, -1).gather(1, tokens[0, 1:, None])[:, 0]
-    mask = torch.ones((1, 15), dtype=torch.bool)
+    mask = torch.ones((1, length - 1), dtype=torch.bool)
     ours = policy.evaluate(tokens[:, 1:], mask, torch.zeros(1, dtype=torch.bool), (tokens[0, :1],)).log_probs[0]
     difference = float((ours - theirs).abs().max())
     if not difference <= (0.5 if not wide else 1e-3):
