@@ -202,8 +202,12 @@ def test_step_metrics_by_hand():
     batch = make_batch(trajectories)
     batch = replace(batch, reference_log_probs=torch.where(batch.mask, -2.5, 7.0))
     gradients = [
-        SimpleNamespace(loss=1.0, num_trained=2, log_ratio_max=0.0, log_ratio_mean=0.0, clip_fraction=0.0),
-        SimpleNamespace(loss=2.0, num_trained=4, log_ratio_max=0.3, log_ratio_mean=0.1, clip_fraction=0.5),
+        SimpleNamespace(
+            loss=1.0, num_trajectories=4, num_trained=1, log_ratio_max=0.0, log_ratio_mean=0.0, clip_fraction=0.0
+        ),
+        SimpleNamespace(
+            loss=2.0, num_trajectories=4, num_trained=3, log_ratio_max=0.3, log_ratio_mean=0.1, clip_fraction=0.5
+        ),
     ]
     scores = SimpleNamespace(by_name={"strict": [1.0, None, 0.0, 0.5], "silent": [None] * 4})
     found = step_metrics(trajectories, batch, gradients, [3.0, 5.0], SimpleNamespace(last_scores=scores))

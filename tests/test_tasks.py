@@ -63,7 +63,7 @@ def test_addition_asks_what_it_scores():
     task = make_task("addition")
     for problem in [*task.train, *task.heldout, *task.probes["beyond_range"]]:
         a, b = operands(problem)
-        assert problem.prompt == [{"role": "user", "content": f"What is {a}+{b}? Answer with the number only."}]
+        assert problem.prompt == [{"role": "user", "content": f"What is {a}+{b}?"}]
         assert metrics_of(task, problem, f" {a + b}\n") == (1, 1, 1)
         assert metrics_of(task, problem, str(a + b + 1)) == (0, 0, 0)
     trained = {problem.prompt[0]["content"]: problem.columns["answer"] for problem in task.train}
@@ -74,7 +74,8 @@ def test_addition_asks_what_it_scores():
 
 
 SUM_OF_8 = {  # completion: strict, last_integer, graded
-    "8": (1, 1, 1), "8\n": (1, 1, 1), "8.": (0, 1, 0.2), "3+5=8": (0, 1, 0.2), "It is 8, surely": (0, 1, 0.2),
+    "8": (1, 1, 1), "8\n": (1, 1, 1), "8.": (1, 1, 1), "3+5=8": (1, 1, 1), "3 + 5 = 8.": (1, 1, 1),
+    "5+3=8": (0, 1, 0.2), "4+4=8": (0, 1, 0.2), "3+5=8 = 8": (0, 1, 0.2), "3 +5=9": (0, 0, 0), "= 8": (0, 1, 0.2), "It is 8, surely": (0, 1, 0.2),
     "08": (0, 1, 0.2), "8 8": (0, 1, 0.2), "8 9": (0, 0, 0), "-8": (0, 0, 0), "8.5": (0, 0, 0), "18": (0, 0, 0),
     "1,008": (0, 0, 0), "": (0, 0, 0), "eight": (0, 0, 0), "٨": (0, 0, 0), "9" * 5000: (0, 0, 0),
 }  # fmt: skip

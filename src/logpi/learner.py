@@ -23,7 +23,8 @@ class Gradient:
     """What one backward pass left behind: the losses, and how far samples and learner agree."""
 
     loss: float
-    num_trained: int  # trajectories whose gradient is not exactly zero
+    num_trajectories: int
+    num_trained: int  # of them, the ones whose gradient is not exactly zero
     log_ratio_max: float  # max |log π − log π_behavior| over trained actions; 0.0 on the first update: same bits
     log_ratio_mean: float
     clip_fraction: float
@@ -109,7 +110,7 @@ class Learner:
             trained = (batch.advantages != 0).any(1).nonzero()[:, 0]
         totals = {"loss": 0.0, "kl": 0.0, "value_loss": 0.0, "clipped": 0.0, "ratio_sum": 0.0, "ratio_max": 0.0}
         if not len(trained):
-            return Gradient(0.0, 0, 0.0, 0.0, 0.0)
+            return Gradient(0.0, len(batch), 0, 0.0, 0.0, 0.0)
         chosen = batch.select(trained)
         for rows in micro_batches(chosen, self.micro_batch_tokens):
             part = chosen.select(rows)
@@ -124,6 +125,7 @@ class Learner:
         num_actions = int(chosen.mask.sum())
         return Gradient(
             loss=totals["loss"],
+            num_trajectories=len(batch),
             num_trained=len(trained),
             log_ratio_max=totals["ratio_max"],
             log_ratio_mean=totals["ratio_sum"] / num_actions,

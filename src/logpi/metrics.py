@@ -40,7 +40,7 @@ def step_metrics(
         "num_tokens": int(batch.mask.sum()),
         "loss": sum(g.loss for g in gradients) / len(gradients),
         "grad_norm": sum(norms) / len(norms),
-        "trained_fraction": gradients[0].num_trained / len(batch),
+        "trained_fraction": sum(g.num_trained for g in gradients) / sum(g.num_trajectories for g in gradients),
         "mismatch/max": gradients[0].log_ratio_max,
         "mismatch/mean": gradients[0].log_ratio_mean,
         "clip_ratio/region_mean": sum(g.clip_fraction for g in gradients) / len(gradients),

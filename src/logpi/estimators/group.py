@@ -18,7 +18,7 @@ def leave_one_out(
     totals = sum_over_time(rewards, mask)
     _, sizes = group_sums(totals, group)
     if bool((sizes < 2).any()):
-        raise ValueError('a group of one: leave-one-out needs at least 2 generations a prompt; raise num_generations')
+        raise ValueError("a group of one: leave-one-out needs at least 2 generations a prompt; raise num_generations")
     # R_i − mean of the others, written as a mean of differences so that equal rewards give exactly 0.
     advantages = _differences_to_group(totals, group) / (sizes - 1)
     return (advantages[:, None] * mask).detach()

@@ -166,7 +166,7 @@ def check_forward(policy: CausalLM, model: str) -> None:
     difference = float((ours - theirs).abs().max())
     if not difference <= (0.5 if not wide else 1e-3):
         raise InputError(
-            f'model "{model}": logpi\'s log-probs differ from the model\'s own by {difference:.3g}; its forward does '
+            f"model \"{model}\": logpi's log-probs differ from the model's own by {difference:.3g}; its forward does "
             "something that logpi does not compute (soft-capping, logit scaling, ALiBi, …); pick another model"
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,10 +55,12 @@ def addition(
 def strict(
     completions: Sequence[Completion], a: Sequence[int], b: Sequence[int], answer: Sequence[str], **_: Any
 ) -> list[float]:
-    """Give 1 where the completion is the answer and nothing else: "17", or the whole equation "11 + 6 = 17"; a closing
-    full stop is allowed."""
-    whole = ("".join(completion_text(text).split()).removesuffix(".") for text in completions)
-    return [float(text in (gold, f"{x}+{y}={gold}")) for text, x, y, gold in zip(whole, a, b, answer)]
+    """Give 1 where the completion is the whole answer and nothing else: "17", or the equation asked for with its right
+    side, "11 + 6 = 17"; white space around the parts and a closing full stop don't count."""
+    return [
+        float(re.fullmatch(rf"\s*({x}\s*\+\s*{y}\s*=\s*)?{gold}\.?\s*", completion_text(text)) is not None)
+        for text, x, y, gold in zip(completions, a, b, answer)
+    ]
 
 
 def last_integer(completions: Sequence[Completion], answer: Sequence[str], **_: Any) -> list[float]:
