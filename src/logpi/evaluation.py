@@ -9,6 +9,7 @@ from typing import Any
 
 from logpi.errors import NothingScoredError
 from logpi.tasks.base import Problem, Reward, Task
+from logpi.tasks.problems import columns_of
 from logpi.tasks.rewarding import as_completions, score
 from logpi.trajectory import Trajectory
 
@@ -90,9 +91,3 @@ def check_rewards(task: Task) -> dict[str, float | None]:
         except NothingScoredError:
             continue
     return found
-
-
-def columns_of(problems: Sequence[Problem]) -> dict[str, list[Any]]:
-    """Return the problems' columns as lists, one entry a problem; a missing cell is None."""
-    names = dict.fromkeys(name for problem in problems for name in problem.columns)
-    return {name: [problem.columns.get(name) for problem in problems] for name in names}

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from logpi.errors import InputError
-from logpi.evaluation import Evaluation, columns_of, estimate, evaluate_problems
+from logpi.evaluation import Evaluation, estimate, evaluate_problems
 from logpi.losses import kl_k3
 from logpi.masking import masked_mean
 from logpi.policies.causal_lm import CausalLM
 from logpi.randomness import Stream, permutation
 from logpi.rollout.engine import Sampling, TokenPrompt, generate
 from logpi.tasks.base import Problem, Prompt, Task
+from logpi.tasks.problems import columns_of
 from logpi.tasks.rewarding import Scores, as_completions, score
 from logpi.trajectory import Trajectory, make_batch
 
@@ -293,22 +294,18 @@ class EnvironmentExperience:
 
     def evaluate(self, step: int, *, full: bool = False) -> Evaluation:
         """Mean return at fixed seeds, sampled and with the likeliest actions; the score is the lower one."""
-        from logpi.rollout.collect import collect
+        from logpi.rollout.collect import evaluate_returns
 
         metrics = {}
         for name, deterministic in (("deterministic", True), ("stochastic", False)):
-            episodes = collect(
+            returns = evaluate_returns(
                 self.policy,
                 self.environment,
-                num_episodes=self.num_eval_episodes,
                 seed=0,
-                stream=Stream.EVALUATION,
-                environment_stream=Stream.EVALUATION_ENVIRONMENT,
-                step=0,
-                policy_version=0,
+                num_episodes=self.num_eval_episodes,
                 deterministic=deterministic,
             )
-            metrics[name] = estimate([float(e.rewards.sum()) for e in episodes if e.rewards is not None])
+            metrics[name] = estimate(returns)
         worst = min(metrics.values(), key=lambda m: m.score)
         return Evaluation(worst.score, worst.low, worst.high, worst.n, metrics)
 
