@@ -9,6 +9,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+from jaxtyping import install_import_hook
+
+# Shapes and kinds in signatures are checked at every call, in tests only.
+install_import_hook(["logpi.estimators", "logpi.losses", "logpi.masking"], "beartype.beartype")
 
 torch.set_num_threads(1)
 

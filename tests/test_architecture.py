@@ -62,7 +62,7 @@ def import_faults(name: str, tree: ast.AST) -> list[str]:
         first, _, rest = module.partition(".")
         imported = rest.partition(".")[0]
         if first != "logpi":
-            if name in PURE and first not in ("torch", "__future__"):
+            if name in PURE and first not in ("torch", "jaxtyping", "__future__"):
                 faults.append(f"{name} imports {module}: estimators and losses see tensors only")
             if name == "config" and first == "torch":
                 faults.append(f"config imports {module}: it is free of torch")
@@ -106,11 +106,11 @@ def room_faults(name: str, tree: ast.AST) -> list[str]:
                 allow(node, "allow_pickle")
         elif text in ("sys.argv", "sys.exit"):
             allow(node, text, "cli", "console")
-        elif text in ("torch.load", "torch.cuda", "torch.mps", "torch.backends.mps"):
+        elif text in ("torch.load", "torch.cpu", "torch.cuda", "torch.mps", "torch.backends.mps"):
             allow(node, text, *(["device"] if text != "torch.load" else []))
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            if re.fullmatch(r"(cuda|mps)(:\d+)?", node.value):
-                allow(node, f'the device name "{node.value}"', "device")
+            if re.fullmatch(r"(cpu|cuda|mps)(:\d+)?", node.value):
+                allow(node, f'the device name "{node.value}"', "device", "config")
         elif isinstance(node, ast.Import | ast.ImportFrom):
             modules = [a.name for a in node.names] + [getattr(node, "module", None) or ""]
             for module in modules:
@@ -179,6 +179,7 @@ def test_one_step_of_the_trainer_reads_on_one_screen():
         ("checkpoint", "from pickle import loads"),
         ("checkpoint", "np.load(path, allow_pickle=True)"),
         ("learner", "x.to('cuda:0')"),
+        ("policies", "torch.autocast('cpu', torch.bfloat16)"),
         ("learner", "torch.cuda.is_available()"),
         ("policies", "device = 'mps'"),
     ],

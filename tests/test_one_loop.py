@@ -43,7 +43,7 @@ CELLS = {
     "rloo": [estimators.leave_one_out, losses.per_trajectory],
 }
 # what acts, where it acts, what it is asked: all that may differ
-OWN = ("policies", "rollout", "environments", "tasks", "experience.py", "evaluation.py", "randomness.py")
+OWN = ("policies", "device.py", "rollout", "environments", "tasks", "experience.py", "evaluation.py", "randomness.py")
 
 
 def traced_step(recipe, overrides, folder):

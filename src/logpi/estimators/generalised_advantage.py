@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from logpi.masking import reverse_cumulative_sum
 
 
 def generalised_advantage(
-    rewards: Tensor,
-    mask: Tensor,
-    group: Tensor,
-    values: Tensor | None = None,
-    final_values: Tensor | None = None,
+    rewards: Float[Tensor, "batch time"],
+    mask: Bool[Tensor, "batch time"],
+    group: Int[Tensor, " batch"],
+    values: Float[Tensor, "batch time"] | None = None,
+    final_values: Float[Tensor, " batch"] | None = None,
     *,
     gamma: float = 1.0,
     gae_lambda: float = 0.95,
-) -> Tensor:
+) -> Float[Tensor, "batch time"]:
     """A_t = Σ_l (γλ)^l δ_{t+l} with δ_t = r_t + γ V(s_{t+1}) − V(s_t) (Schulman et al. 2015, equation 16).
 
     V after the last action is `final_values`: 0 where the trajectory terminated, the value of the state where it was

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from logpi.masking import group_sums, sum_over_time
 
 
 def leave_one_out(
-    rewards: Tensor, mask: Tensor, group: Tensor, values: Tensor | None = None, final_values: Tensor | None = None
-) -> Tensor:
+    rewards: Float[Tensor, "batch time"],
+    mask: Bool[Tensor, "batch time"],
+    group: Int[Tensor, " batch"],
+    values: Float[Tensor, "batch time"] | None = None,
+    final_values: Float[Tensor, " batch"] | None = None,
+) -> Float[Tensor, "batch time"]:
     """A_i = R_i − (1/(G−1)) Σ_{j≠i} R_j, the same at each action (Kool et al. 2019; Ahmadian et al. 2024). Unbiased.
 
     Raises ValueError on a group of one: it has nothing to be compared with.
@@ -25,14 +30,14 @@ def leave_one_out(
 
 
 def group_standardised(
-    rewards: Tensor,
-    mask: Tensor,
-    group: Tensor,
-    values: Tensor | None = None,
-    final_values: Tensor | None = None,
+    rewards: Float[Tensor, "batch time"],
+    mask: Bool[Tensor, "batch time"],
+    group: Int[Tensor, " batch"],
+    values: Float[Tensor, "batch time"] | None = None,
+    final_values: Float[Tensor, " batch"] | None = None,
     *,
     std_epsilon: float = 1e-4,
-) -> Tensor:
+) -> Float[Tensor, "batch time"]:
     """A_i = (R_i − R̄) / (std + ε), mean and std (ddof 1) over the group, itself included (Shao et al. 2024).
 
     Biased: the mean includes the own reward (scale (G−1)/G) and the division re-weights prompts by their spread. Groups
@@ -50,7 +55,7 @@ def group_standardised(
     return (advantages[:, None] * mask).detach()
 
 
-def _differences_to_group(totals: Tensor, group: Tensor) -> Tensor:
+def _differences_to_group(totals: Float[Tensor, " batch"], group: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
     """Return Σ_j (R_i − R_j) over the group of i: exactly 0 when all rewards are equal, whatever the rounding."""
     same_group = group[:, None] == group[None, :]
     return torch.where(same_group, totals[:, None] - totals[None, :], torch.zeros((), dtype=totals.dtype)).sum(1)

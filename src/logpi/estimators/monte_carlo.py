@@ -7,40 +7,45 @@ left out, as nearly everywhere (Thomas 2014, "Bias in natural actor-critic algor
 from __future__ import annotations
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from logpi.masking import group_sums, reverse_cumulative_sum, sum_over_time
 
 
 def total_reward(
-    rewards: Tensor, mask: Tensor, group: Tensor, values: Tensor | None = None, final_values: Tensor | None = None
-) -> Tensor:
+    rewards: Float[Tensor, "batch time"],
+    mask: Bool[Tensor, "batch time"],
+    group: Int[Tensor, " batch"],
+    values: Float[Tensor, "batch time"] | None = None,
+    final_values: Float[Tensor, " batch"] | None = None,
+) -> Float[Tensor, "batch time"]:
     """A_t = R = Σ_k r_k, the trajectory's whole reward at each action (Williams 1992). Unbiased."""
     return (sum_over_time(rewards, mask)[:, None] * mask).detach()
 
 
 def reward_to_go(
-    rewards: Tensor,
-    mask: Tensor,
-    group: Tensor,
-    values: Tensor | None = None,
-    final_values: Tensor | None = None,
+    rewards: Float[Tensor, "batch time"],
+    mask: Bool[Tensor, "batch time"],
+    group: Int[Tensor, " batch"],
+    values: Float[Tensor, "batch time"] | None = None,
+    final_values: Float[Tensor, " batch"] | None = None,
     *,
     gamma: float = 1.0,
-) -> Tensor:
+) -> Float[Tensor, "batch time"]:
     """A_t = Σ_{k≥t} γ^{k−t} r_k: rewards from before an action can't be its doing. gamma=1 is unbiased."""
     return reverse_cumulative_sum(rewards, mask, gamma).detach()
 
 
 def reward_to_go_leave_one_out(
-    rewards: Tensor,
-    mask: Tensor,
-    group: Tensor,
-    values: Tensor | None = None,
-    final_values: Tensor | None = None,
+    rewards: Float[Tensor, "batch time"],
+    mask: Bool[Tensor, "batch time"],
+    group: Int[Tensor, " batch"],
+    values: Float[Tensor, "batch time"] | None = None,
+    final_values: Float[Tensor, " batch"] | None = None,
     *,
     gamma: float = 1.0,
-) -> Tensor:
+) -> Float[Tensor, "batch time"]:
     """A_t = G_t − b_t, G_t the reward to go, b_t its mean over the *other* trajectories of the group running at t.
 
     b_t does not depend on the trajectory's own actions, so the estimate stays unbiased. Where no other one is running

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from logpi.device import product_dtype
 from logpi.errors import InputError
 from logpi.policies.token_log_probs import pad_rows
 
@@ -22,11 +23,6 @@ NAME = "logpi"
 def round_up(length: int, multiple: int) -> int:
     """Return the least multiple that is at least `length`."""
     return -(-length // multiple) * multiple
-
-
-def autocast_dtype(default: torch.dtype) -> torch.dtype:
-    """Return the dtype that products run in here: autocast's if it is on, else `default`."""
-    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else default
 
 
 def invariant_attention(
@@ -51,7 +47,7 @@ def invariant_attention(
     batch, num_heads, num_queries, width = query.shape
     num_key_heads = key.shape[1]
     repeats = num_heads // num_key_heads
-    dtype = autocast_dtype(query.dtype)
+    dtype = product_dtype(query.dtype)
     folded = query.to(dtype).reshape(batch, num_key_heads, repeats * num_queries, width)
     scores = torch.matmul(pad_rows(folded, dim=2), key.to(dtype).transpose(2, 3))
     wide = scores if scores.dtype == torch.float64 else scores.float()
@@ -85,7 +81,7 @@ class KeyValues:
 
     def update(self, key: Tensor, value: Tensor, layer_idx: int, *args, **kwargs) -> tuple[Tensor, Tensor]:
         """Keep and return keys and values, padded on the right to a multiple of 64."""
-        dtype = autocast_dtype(key.dtype)
+        dtype = product_dtype(key.dtype)
         self.keys[layer_idx] = pad_rows(key.to(dtype), KEY_MULTIPLE, dim=2)
         self.values[layer_idx] = pad_rows(value.to(dtype), KEY_MULTIPLE, dim=2)
         return self.keys[layer_idx], self.values[layer_idx]

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from logpi.device import products_in
 from logpi.policies.attention import KEY_MULTIPLE, KeyValues, SharedPrompt, round_up
 from logpi.policies.base import PolicyOutput, scatter
 from logpi.policies.token_log_probs import ROW_MULTIPLE, distribution, token_log_probs
@@ -68,7 +69,7 @@ class CausalLM:
         self, network: Any, tokens: Tensor, positions: Tensor, attend: Tensor, cache: KeyValues
     ) -> Tensor:
         """Run the trunk: tokens, positions [rows, time], attend [rows or 1, 1, time, keys] -> [rows, time, width]."""
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+        with products_in(self.dtype):
             return network.base_model(
                 input_ids=tokens,
                 position_ids=positions,

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from logpi.device import products_in, resolve_dtype
 from logpi.errors import InputError, did_you_mean
 from logpi.policies import attention
 from logpi.policies.causal_lm import CausalLM
@@ -94,16 +95,6 @@ def context_length(config: Any) -> int:
     return min([limit for limit in limits if isinstance(limit, int) and limit > 0], default=2**31)
 
 
-def resolve_dtype(dtype: str) -> torch.dtype:
-    """Return the dtype of matrix products. "auto": bf16 where this processor multiplies it natively, else fp32."""
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    if dtype == "bfloat16" and not native:
-        raise InputError('dtype "bfloat16": this processor does not compute it natively; use "float32"')
-    if dtype == "auto":
-        return torch.bfloat16 if native else torch.float32
-    return {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}[dtype]
-
-
 def load_causal_lm(
     model: str,
     *,
@@ -157,7 +148,7 @@ def check_forward(policy: CausalLM, model: str) -> None:
     wide = policy.dtype != torch.bfloat16
     network = policy.network
     network.set_attn_implementation("eager")
-    with torch.autocast("cpu", torch.bfloat16, enabled=not wide):
+    with products_in(policy.dtype):
         theirs = network(input_ids=tokens).logits[0, :-1].to(torch.float64)
     network.set_attn_implementation(attention.NAME)
     theirs = torch.log_softmax(theirs / policy.temperature, -1).gather(1, tokens[0, 1:, None])[:, 0]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from logpi.policies.attention import KEY_MULTIPLE, KeyValues, autocast_dtype, round_up
+from logpi.device import product_dtype
+from logpi.policies.attention import KEY_MULTIPLE, KeyValues, round_up
 
 
 class SlotCache(KeyValues):
@@ -35,7 +36,7 @@ class SlotCache(KeyValues):
 
     def update(self, key: Tensor, value: Tensor, layer_idx: int, *args, **kwargs) -> tuple[Tensor, Tensor]:
         """Write one token a slot; return views of the first n slots and the keys up to the longest, in 64s."""
-        dtype = autocast_dtype(key.dtype)
+        dtype = product_dtype(key.dtype)
         keys, values = self.keys[layer_idx], self.values[layer_idx]
         keys[self.rows, :, self.positions] = key[:, :, 0].to(dtype)
         values[self.rows, :, self.positions] = value[:, :, 0].to(dtype)
