@@ -11,7 +11,7 @@ import pytest
 import logpi
 from logpi import cli
 from logpi.config import make_config, merge
-from logpi.errors import InputError, NonFiniteError, did_you_mean
+from logpi.errors import InputError, NonFiniteError, StorageError, did_you_mean
 
 ARITHMETIC = {"recipe": "arithmetic", "task": {"name": "arithmetic"}, "policy": {"model": "tiny"}}
 CARTPOLE = {"recipe": "cartpole", "environment": "CartPole-v1", "policy": {"kind": "mlp"}}
@@ -37,9 +37,9 @@ class Api:
             raise self.outcome
         return self.outcome
 
-    def run(self, config, *, folder, fresh=False, observer):
+    def run(self, config, *, folder, fresh=False, fork=None, observer):
         observer.note("progress")
-        return self._act(config=config, folder=folder, fresh=fresh)
+        return self._act(config=config, folder=folder, fresh=fresh, fork=fork)
 
     def dry_run(self, config):
         return {"objective": "A log π", "prompt_tokens": ["Hi", "\x1b"], "memory": {"weights": 2_500_000}}
@@ -120,8 +120,9 @@ def test_unusable_input_is_one_message_and_exit_2(api, call, words, message):
     [
         (InputError("reward \x1b[31m is None\nsay 0"), 2, "error: reward \\x1b[31m is None\nsay 0\n"),
         (NonFiniteError("loss is NaN"), 3, "error: loss is NaN\n"),
-        (KeyboardInterrupt(), 130, "stopped: the same command goes on from the last checkpoint\n"),
-        (SUMMARY | {"status": "stopped"}, 130, "stopped: the same command goes on from the last checkpoint\n"),
+        (KeyboardInterrupt(), 130, "stopped: the same command goes on\n"),
+        (SUMMARY | {"status": "stopped", "signal": 15}, 143, "stopped: the same command goes on\n"),
+        (StorageError("runs/a: full"), 4, "error: runs/a: full\n"),
         (KeyError("x"), 1, "error: KeyError: 'x' (run with --debug for the traceback)\n"),
     ],
 )
@@ -139,13 +140,14 @@ def test_debug_shows_the_traceback(api, call, outcome):
 
 
 def test_options_reach_the_configuration(api, call):
-    words = "--seed 3 --max-steps 7 --algorithm grpo --model here --data mine.jsonl --run runs/mine --fresh --threads 2"
+    words = "--seed 3 --max-steps 7 --algorithm grpo --model here --data mine.jsonl --run runs/mine --fresh --fork 4"
+    words += " --threads 2"
     dotted = ["--learner.learning-rate=2e-5", "--task.max_operand", "-30", "--policy.lora.r", "8"]
     dotted += ["--policy.lora.target-modules", '["q", "v"]', "--evaluation.every-steps", "null", "--task.word", "--=x"]
     code, _, _ = call("train", "arithmetic", *words.split(), *dotted[:-2], "--task.word=--x")
     [asked] = api.calls
     config = asked.config
-    assert code == 0 and asked.fresh and asked.folder == Path("runs/mine")
+    assert code == 0 and asked.fresh and asked.fork == 4 and asked.folder == Path("runs/mine")
     assert (config.seed, config.max_steps, config.threads, config.algorithm.name) == (3, 7, 2, "grpo")
     assert config.task == {"name": "arithmetic", "data": "mine.jsonl", "max_operand": -30, "word": "--x"}
     assert config.policy.model == "here" and config.learner.learning_rate == 2e-5

@@ -11,7 +11,7 @@ from models import gradient, minibatch, policy, relative_error, sample, write
 
 from logpi.algorithms import get_algorithm
 from logpi.batching import micro_batches, minibatches
-from logpi.learner import Learner
+from logpi.learner import Learner, Update
 from logpi.losses import per_sequence, per_token, per_trajectory
 from logpi.metrics import reward_spread, step_metrics
 from logpi.policies.loading import load_causal_lm
@@ -103,7 +103,7 @@ def test_rows_without_a_gradient_are_left_out_and_that_changes_nothing():
     learner.loss(batch)[0].backward()
     assert relative_error({n: p.grad for n, p in learner.parameters.items()}, slopes) < 1e-12
     nothing = learner.backward(replace(batch, advantages=0 * batch.advantages))
-    assert nothing.num_trained == 0 and learner.update(0) == 0.0 and learner.num_updates == 0
+    assert nothing.num_trained == 0 and learner.update(nothing, 0).norm == 0.0 and learner.num_updates == 0
 
 
 # --- ends ------------------------------------------------------------------------------------------------------------
@@ -119,10 +119,10 @@ def test_the_end_is_trained():
     assert batch.mask.sum(1).tolist() == [len(t) for t in ended]
     last = torch.nn.functional.one_hot(batch.lengths - 1, batch.mask.shape[1]).bool()
     only_ends = replace(batch, mask=batch.mask, token_weights=batch.token_weights * last)
-    learner.backward(only_ends)
+    found = learner.backward(only_ends)
     norms = [float(p.grad.norm()) for p in learner.parameters.values()]
     assert min(norms) > 0
-    learner.update(0)
+    learner.update(found, 0)
     after = tiny.evaluate(batch.actions, batch.mask, batch.truncated, batch.inputs).log_probs.detach()
     assert (after[last].sum() - batch.behavior_log_probs[last].sum()) > 0
 
@@ -141,8 +141,8 @@ def test_old_log_probs_are_fixed_before_the_first_update_and_carry_no_gradient()
     # on-policy they are what the learner itself finds: the first gradient is the same
     one, several = (gradient(tiny, trajectories, "ppo", several_updates=s) for s in (False, True))
     assert equal(several, one, 1e-6)
-    assert learner.backward(batch).clip_fraction == 0.0
-    assert learner.update(0) > 0
+    first = learner.backward(batch)
+    assert first.clip_fraction == 0.0 and learner.update(first, 0).norm > 0
     second = learner.backward(batch)
     assert second.log_ratio_max > 0 and second.clip_fraction > 0
 
@@ -186,18 +186,18 @@ def test_reward_spread_by_hand():
 
 
 def test_step_metrics_by_hand():
-    def trajectory(group, rewards, entropy, truncated):
+    def trajectory(group, rewards, entropy, truncated, strict):
         n = len(rewards)
         return Trajectory(
             group, 0, group, 0, torch.arange(n), torch.full((n,), -2.0), torch.full((n,), entropy), None,
-            not truncated, truncated, torch.tensor(rewards),
+            not truncated, truncated, torch.tensor(rewards), {"strict": strict, "silent": None},
         )  # fmt: skip
 
     trajectories = [
-        trajectory(0, [0.0, 1.0], 1.0, False),
-        trajectory(0, [0.0, 0.0, 3.0], 2.0, True),
-        trajectory(1, [2.0], 4.0, False),
-        trajectory(1, [1.0, 1.0], 0.5, False),
+        trajectory(0, [0.0, 1.0], 1.0, False, 1.0),
+        trajectory(0, [0.0, 0.0, 3.0], 2.0, True, None),
+        trajectory(1, [2.0], 4.0, False, 0.0),
+        trajectory(1, [1.0, 1.0], 0.5, False, 0.5),
     ]
     batch = make_batch(trajectories)
     batch = replace(batch, reference_log_probs=torch.where(batch.mask, -2.5, 7.0))
@@ -209,8 +209,8 @@ def test_step_metrics_by_hand():
             loss=2.0, num_trajectories=4, num_trained=3, log_ratio_max=0.3, log_ratio_mean=0.1, clip_fraction=0.5
         ),
     ]
-    scores = SimpleNamespace(by_name={"strict": [1.0, None, 0.0, 0.5], "silent": [None] * 4})
-    found = step_metrics(trajectories, batch, gradients, [3.0, 5.0], SimpleNamespace(last_scores=scores))
+    updates = [Update(gradient, norm) for gradient, norm in zip(gradients, (3.0, 5.0), strict=True)]
+    found = step_metrics(trajectories, batch, updates)
     assert found == {
         "reward": 2.0,
         "reward_std": pytest.approx(2**0.5 / 2),  # √2 of (1, 3), 0 of (2, 2)
@@ -229,3 +229,8 @@ def test_step_metrics_by_hand():
         "kl": pytest.approx(0.5),
         "rewards/strict/mean": 0.5,
     }
+    unscored = replace(trajectories[0], rewards=None, failure="no reward")
+    skipped = [replace(updates[0], norm=0.0, skipped="the loss is nan"), updates[1]]
+    found = step_metrics([*trajectories, unscored], batch, skipped)
+    assert found["completions/unscored_ratio"] == pytest.approx(0.2) and found["num_tokens"] == 10
+    assert found["skipped_updates"] == 1 and found["skipped_because"] == "the loss is nan" and found["reward"] == 2.0

@@ -51,8 +51,9 @@ def traced_step(recipe, overrides, folder):
     config = resolve(recipe, overrides)
     experience, policy, algorithm = build(config)
     trainer = Trainer(
-        config, experience, algorithm, Learner(policy, algorithm, learning_rate=1e-3), RunFolder(folder), None
+        config, experience, algorithm, Learner(policy, algorithm, learning_rate=1e-3), RunFolder(folder / recipe), None
     )
+    (folder / recipe).mkdir()
     before = {n: p.detach().clone() for n, p in policy.trainable_parameters().items()}
     seen = set()
 

@@ -8,15 +8,20 @@ from logpi.errors import InputError, LogpiError, RewardError
 
 if TYPE_CHECKING:
     from logpi.api import train
+    from logpi.tasks.isolation import untrusted
 
 __version__ = "0.1.0"
-__all__ = ["InputError", "LogpiError", "RewardError", "__version__", "train"]
+__all__ = ["InputError", "LogpiError", "RewardError", "__version__", "train", "untrusted"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import `train` when it is asked for: `import logpi` alone stays light."""
+    """Import what is asked for: `import logpi` alone stays light."""
     if name == "train":
         from logpi.api import train
 
         return train
+    if name == "untrusted":
+        from logpi.tasks.isolation import untrusted
+
+        return untrusted
     raise AttributeError(f"module 'logpi' has no attribute {name!r}")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
-import shutil
-import tempfile
+import itertools
+import signal
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -15,9 +13,6 @@ from typing import Any
 
 from logpi.config import Config, make_config, merge, read_toml
 from logpi.errors import InputError, did_you_mean
-
-PACKAGES = ("logpi", "torch", "transformers", "safetensors", "numpy", "gymnasium", "peft")
-
 
 # --- recipes and configurations --------------------------------------------------------------------------------
 
@@ -66,9 +61,18 @@ def _algorithm(config: Config) -> Any:
 
 def _task(config: Config) -> Any:
     from logpi.tasks import make_task
+    from logpi.tasks.isolation import Limits, apply_limits
 
     assert config.task is not None
-    return make_task(**config.task)
+    task, options = make_task(**config.task), config.reward
+    limits = (
+        None
+        if options.timeout_seconds is None
+        else Limits(options.timeout_seconds, options.num_workers, options.max_calls)
+    )
+    return replace(
+        task, rewards=list(apply_limits(task.rewards, limits)), metrics=list(apply_limits(task.metrics, limits))
+    )
 
 
 def _environment(config: Config) -> Any:
@@ -78,7 +82,7 @@ def _environment(config: Config) -> Any:
     return GymEnvironment(config.environment)
 
 
-def build(config: Config, *, weights_from: Path | None = None) -> tuple[Any, Any, Any]:
+def build(config: Config, task: Any = None, *, weights_from: Path | None = None) -> tuple[Any, Any, Any]:
     """Return (experience, policy, algorithm). The task is built, and so checked, before any weights load."""
     from logpi.experience import EnvironmentExperience, TaskExperience
 
@@ -98,7 +102,7 @@ def build(config: Config, *, weights_from: Path | None = None) -> tuple[Any, Any
         return experience, policy, algorithm
     from logpi.policies.loading import load_causal_lm
 
-    task, options = _task(config), config.policy
+    task, options = task or _task(config), config.policy
     load = partial(load_causal_lm, dtype=options.dtype, temperature=options.temperature)
     policy = load(
         str(weights_from or options.model),
@@ -114,6 +118,7 @@ def build(config: Config, *, weights_from: Path | None = None) -> tuple[Any, Any
         num_generations=rollout.num_generations,
         max_completion_length=rollout.max_completion_length,
         max_rows=rollout.max_rows,
+        on_failure=config.reward.on_failure,
         start_policy=partial(load, str(options.model)),
     )
     return experience, policy, algorithm
@@ -144,7 +149,7 @@ def dry_run(config: Config) -> dict[str, Any]:
         "heldout_size": len(task.heldout),
         "prompt": tokenizer.decode(tokens),
         "prompt_tokens": tokenizer.convert_ids_to_tokens(tokens),
-        "reward_check": {"completion": "1", **check_rewards(task)},
+        "reward_check": {"completion": "1", **check_rewards(task, config.reward.on_failure)},
         "memory": loading.memory_estimate(model_config, config, len(tokens)),
     }
 
@@ -157,31 +162,65 @@ def run_folder_of(config: Config) -> Path:
     return Path("runs") / f"{config.recipe}-{config.fingerprint()}"
 
 
-def run(config: Config, *, folder: Path | None = None, fresh: bool = False, observer: Any = None) -> dict[str, Any]:
-    """Train, or go on with an unfinished run in the same folder; return the summary."""
+def run(
+    config: Config,
+    *,
+    folder: Path | None = None,
+    fresh: bool = False,
+    fork: int | None = None,
+    observer: Any = None,
+) -> dict[str, Any]:
+    """Train, or go on with an unfinished run in the same folder; return the summary.
+
+    `fresh` starts anew in a folder with a number behind its name; `fork` starts a new run from the checkpoint that the
+    run in `folder` has of that step, in a folder of its own, which the same call goes on with. Raises InputError for
+    whatever can't be used, before weights load where that is possible.
+    """
+    from logpi import session
     from logpi.console import make_observer
     from logpi.evaluation import check_rewards
-    from logpi.learner import Learner, linear_schedule
+    from logpi.interrupts import Interrupts
+    from logpi.platforms import require_posix
     from logpi.policies.loading import find
     from logpi.run_folder import RunFolder
-    from logpi.trainer import Trainer, use_threads
 
+    require_posix("training")
     observer = observer or make_observer(json=False)
     path = folder or run_folder_of(config)
-    algorithm = _algorithm(config)
+    if fresh:
+        numbered = (path if n == 1 else path.with_name(f"{path.name}-{n}") for n in itertools.count(1))
+        path = next(candidate for candidate in numbered if not candidate.exists())
+    _algorithm(config)
+    task = None
     if config.task is not None:  # bad data, a bad reward, a missing model: said before the folder is made
-        check_rewards(_task(config))
+        task = _task(config)
+        check_rewards(task, config.reward.on_failure)
         find(str(config.policy.model))
     else:
         _environment(config)
-    record = RunFolder.open(path, config.plain(), fresh=fresh)
-    summary = record.read_json("summary.json")
-    if summary is not None and (summary["steps"] >= config.max_steps or summary.get("target_reached")):
-        observer.note("this run is finished; more --max-steps extend it, another --run or --seed starts one")
+    if fork is not None:
+        if folder is None:
+            raise InputError(f"--fork {fork} starts from a run: name it with --run")
+        path = session.fork(folder, fork, config)
+    with RunFolder.open(path, config.plain()) as record, Interrupts() as interrupts:
+        summary = record.read_json("summary.json")
+        if summary is not None and (summary["steps"] >= config.max_steps or summary.get("target_reached")):
+            observer.note("this run is finished; more --max-steps extend it, another --run or --seed starts one")
+        else:
+            summary = _run(config, task, record, interrupts, observer)
         observer.finish(summary)
         return summary
+
+
+def _run(config: Config, task: Any, record: Any, interrupts: Any, observer: Any) -> dict[str, Any]:
+    """Build what a run needs, train, and write what it leaves behind."""
+    from logpi import session
+    from logpi.learner import Learner, linear_schedule
+    from logpi.ledger import balance
+    from logpi.trainer import Trainer, use_threads
+
     threads = use_threads(config.threads)
-    experience, policy, algorithm = build(config)
+    experience, policy, algorithm = build(config, task)
     options = config.learner
     learner = Learner(
         policy,
@@ -195,80 +234,42 @@ def run(config: Config, *, folder: Path | None = None, fresh: bool = False, obse
         micro_batch_tokens=options.micro_batch_tokens,
         value_coef=config.algorithm.value_coef,
     )
-    trainer = Trainer(config, experience, algorithm, learner, record, observer)
-    info = _describe(config, experience, policy, algorithm, record, threads)
-    record.write_json("run.json", info)
+    info = session.begin(config, experience, policy, algorithm, record, threads)
+    session.check_space(record, policy, config.checkpoint.keep)
     observer.start(info)
+    fork = record.read_json(session.FORK) or {"step": 0}
+    trainer = Trainer(
+        config,
+        experience,
+        algorithm,
+        learner,
+        record,
+        observer,
+        run_id=info["run_id"],
+        first_step=fork["step"],
+        interrupts=interrupts,
+    )
     summary = trainer.run()
-    summary |= {"run": str(record.path), "final": str(record.path / "final"), "recipe": config.recipe}
-    summary["samples"] = experience.before_and_after(record)
-    save_final(policy, record.path / "final")
-    record.write_json("summary.json", summary)
-    observer.finish(summary)
+    summary |= {"run": str(record.path), "recipe": config.recipe}
+    if summary["status"] == "finished":
+        samples = record.rows("samples.jsonl")
+        summary["ledger"] = balance(
+            samples, experience.plan, config.rollout.num_generations, range(trainer.first_step, trainer.steps_done)
+        )
+        summary["samples"] = experience.before_and_after(record)
+        summary["final"] = str(record.path / "final")
+        save_final(policy, record.path / "final")
+        record.write_json("summary.json", summary)
     return summary
-
-
-def _describe(
-    config: Config, experience: Any, policy: Any, algorithm: Any, record: Any, threads: int
-) -> dict[str, Any]:
-    """Return what a run's record and first screen say of it."""
-    from logpi.policies.loading import weights_hash
-
-    trainable = policy.trainable_parameters()
-    info: dict[str, Any] = {
-        "run": str(record.path),
-        "recipe": config.recipe,
-        "objective": algorithm.formula(),
-        "algorithm": algorithm.name,
-        "source": algorithm.source,
-        "model": config.policy.model or f"mlp {list(config.policy.hidden_sizes)}",
-        "device": config.device,
-        "dtype": str(getattr(policy, "dtype", "float32")).removeprefix("torch."),
-        "threads": threads,
-        "num_trainable": sum(p.numel() for p in trainable.values()),
-        "num_parameters": sum(p.numel() for p in policy.module.parameters()),
-        "max_steps": config.max_steps,
-        "resumed_from": None,
-        "notes": [],
-        "versions": {"python": platform.python_version(), **_versions()},
-        "machine": {"processor": platform.machine(), "system": platform.system()},
-    }
-    checkpoints = sorted((record.path / "checkpoints").glob("step-????????"))
-    if checkpoints:
-        info["resumed_from"] = int(checkpoints[-1].name.removeprefix("step-"))
-    if config.task is not None:
-        info |= {
-            "weights_hash": weights_hash(policy),
-            "train_size": len(experience.task.train),
-            "heldout_size": len(experience.task.heldout),
-        }
-        dropout = [n for n, v in vars(policy.network.config).items() if n.endswith(("pdrop", "dropout")) and v]
-        if dropout:
-            info["notes"].append(f"the model's dropout ({', '.join(dropout)}) is off: every forward is the same policy")
-    return info
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def save_final(policy: Any, folder: Path) -> None:
     """Write the trained policy in its own format: a Hugging Face folder, a peft adapter, or safetensors."""
     from logpi.policies.saving import save_policy
-    from logpi.run_folder import replace_folder
+    from logpi.storage import new_folder
 
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix="final.tmp-"))
-    try:
+    with new_folder(folder) as temporary:
         save_policy(policy, temporary)
-        replace_folder(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 # --- Python ----------------------------------------------------------------------------------------------------
@@ -285,6 +286,7 @@ def train(
     max_steps: int | None = None,
     run: str | Path | None = None,
     fresh: bool = False,
+    fork: int | None = None,
     observer: Any = None,
     **sections: Any,
 ) -> dict[str, Any]:
@@ -292,7 +294,8 @@ def train(
 
     `data`: a file (JSONL, CSV, Parquet), an iterable of dicts or a Hugging Face dataset with a column "prompt".
     `rewards`: functions with TRL's signature. Other options are the configuration's sections, as dicts:
-    `rollout={"num_prompts": 8}, learner={"learning_rate": 1e-5}`. Raises InputError for anything that can't be used.
+    `rollout={"num_prompts": 8}, learner={"learning_rate": 1e-5}`. Raises InputError for anything that can't be used;
+    after Ctrl-C the run is saved and KeyboardInterrupt raised: the same call goes on.
     """
     overrides: dict[str, Any] = {k: v for k, v in {"seed": seed, "max_steps": max_steps}.items() if v is not None}
     task: dict[str, Any] = {}
@@ -308,7 +311,10 @@ def train(
         overrides["algorithm"] = {"name": algorithm} if isinstance(algorithm, str) else algorithm
     overrides = merge(overrides, sections)
     config = resolve(recipe, overrides) if recipe else make_config({"recipe": "custom", **overrides}, "logpi.train")
-    return run_(config, folder=None if run is None else Path(run), fresh=fresh, observer=observer)
+    summary = run_(config, folder=None if run is None else Path(run), fresh=fresh, fork=fork, observer=observer)
+    if summary["status"] == "stopped":  # saved; now what the signal asks of a program
+        raise KeyboardInterrupt if summary["signal"] == signal.SIGINT else SystemExit(128 + summary["signal"])
+    return summary
 
 
 run_ = run  # `train` has an argument called run, as the command line has

@@ -5,18 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from logpi.errors import NonFiniteError
-from logpi.run_folder import sync_folder
+from logpi.errors import InputError, NonFiniteError
+from logpi.storage import new_folder, remove_folder
+
+TENSORS, NUMBERS, MANIFEST = "state.safetensors", "state.json", "manifest.json"
 
 
 @dataclass(frozen=True)
@@ -26,67 +27,81 @@ class TrainState:
     step: int  # steps done
     tensors: dict[str, Tensor]
     numbers: dict[str, Any]
+    run: str = ""  # the run that it belongs to
+
+    def num_bytes(self) -> int:
+        """Return about how large it is on disk."""
+        return sum(t.numel() * t.element_size() for t in self.tensors.values())
 
 
 def save(folder: Path, state: TrainState, keep: int) -> Path:
-    """Write checkpoint `step-N`: temporary folder, files flushed, manifest with hashes, rename; only then are
-    older ones removed, `keep` left. Raises NonFiniteError rather than save weights that are NaN or infinite."""
+    """Write checkpoint `step-N`: temporary folder, manifest with sizes and hashes, files flushed, rename, folder
+    flushed; only then are older ones removed, `keep` left. Raises NonFiniteError rather than save weights that are NaN
+    or infinite, StorageError where it can't be written; either way the ones before stand."""
     for name, tensor in state.tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise NonFiniteError(f"{name} is not finite at step {state.step}: not saved; the last checkpoint stands")
-    folder.mkdir(parents=True, exist_ok=True)
-    for left_over in folder.glob("*.tmp-*"):
-        shutil.rmtree(left_over, ignore_errors=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder, prefix=f"step-{state.step:08d}.tmp-"))
-    save_file({name: t.contiguous() for name, t in state.tensors.items()}, temporary / "state.safetensors")
-    (temporary / "state.json").write_text(json.dumps({"step": state.step, **state.numbers}))
-    manifest = {file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in temporary.iterdir()}
-    (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2))
-    for file in temporary.iterdir():
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())
-    sync_folder(temporary)
     target = folder / f"step-{state.step:08d}"
-    if target.exists():  # the same step saved again, by a run that went on: the same content
-        shutil.rmtree(temporary)
-        return target
-    os.rename(temporary, target)
-    sync_folder(folder)
-    for old in _by_age(folder)[keep:]:
-        shutil.rmtree(old)
+    if not target.exists():  # else a run that went on did this step again, and it came out the same
+        with new_folder(target, state.num_bytes()) as temporary:
+            save_file({name: t.contiguous() for name, t in state.tensors.items()}, temporary / TENSORS)
+            numbers = {"step": state.step, "run": state.run, **state.numbers}
+            (temporary / NUMBERS).write_text(json.dumps(numbers))
+            manifest = {name: _entry(temporary / name) for name in (TENSORS, NUMBERS)}
+            (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2))
+    for old in steps(folder)[:-keep]:
+        remove_folder(folder / f"step-{old:08d}")
     return target
 
 
-def load_newest(folder: Path) -> tuple[TrainState | None, list[str]]:
-    """Return the newest checkpoint whose files match their manifest, and a note on each one set aside."""
+def steps(folder: Path) -> list[int]:
+    """Return the steps that have a checkpoint, sound or not, in order."""
+    return sorted(int(path.name.removeprefix("step-")) for path in folder.glob("step-" + "[0-9]" * 8))
+
+
+def load_newest(folder: Path, run: str = "") -> tuple[TrainState | None, list[str]]:
+    """Return the newest sound checkpoint of `run`, and a note on each one set aside: damaged, or of another run."""
     notes = []
-    for path in _by_age(folder):
-        problem = _problem(path)
-        if problem is None:
-            numbers = json.loads((path / "state.json").read_text())
-            return TrainState(numbers.pop("step"), load_file(path / "state.safetensors"), numbers), notes
-        aside = path.with_name(f"damaged-{path.name}")
-        os.rename(path, aside)
-        notes.append(f"checkpoint {path.name} is damaged ({problem}): set aside as {aside.name}, the older one is used")
+    for step in reversed(steps(folder)):
+        path = folder / f"step-{step:08d}"
+        try:
+            state = load(path)
+        except InputError as error:
+            notes.append(f"{error}: set aside as {_set_aside(path, 'damaged').name}, the older one is used")
+            continue
+        if state.run == run:
+            return state, notes
+        aside = _set_aside(path, "foreign")
+        notes.append(f"checkpoint {path.name} belongs to another run ({state.run}): set aside as {aside.name}")
     return None, notes
 
 
-def _by_age(folder: Path) -> list[Path]:
-    return sorted((p for p in folder.glob("step-*") if ".tmp-" not in p.name), reverse=True)
-
-
-def _problem(path: Path) -> str | None:
-    """Return what is wrong with a checkpoint, None if nothing is."""
+def load(path: Path) -> TrainState:
+    """Read one checkpoint. Raises InputError naming the file that does not match its manifest, and how."""
     try:
-        manifest = json.loads((path / "manifest.json").read_text())
-        for name, expected in manifest.items():
-            if (path / name).stat().st_size != expected["bytes"] or _sha256(path / name) != expected["sha256"]:
-                return f"{name} does not match its hash"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"{type(error).__name__}: {error}"
-    return None
+        manifest = json.loads((path / MANIFEST).read_text())
+        for name in (TENSORS, NUMBERS):
+            file = path / name
+            if file.is_symlink():
+                raise ValueError(f"{name} is a link")
+            if _entry(file) != manifest[name]:
+                raise ValueError(f"{name} does not match its hash")
+        numbers = json.loads((path / NUMBERS).read_text())
+        return TrainState(numbers.pop("step"), load_file(path / TENSORS), numbers, numbers.pop("run"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        what = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+        raise InputError(f"checkpoint {path.name} is damaged ({what})") from error
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _set_aside(path: Path, why: str) -> Path:
+    """Rename a checkpoint that is not to be used; nothing is deleted."""
+    number = 0
+    while (aside := path.with_name(f"{why}-{path.name}" + (f"-{number}" if number else ""))).exists():
+        number += 1
+    os.rename(path, aside)
+    return aside
+
+
+def _entry(file: Path) -> dict[str, Any]:
+    with file.open("rb") as opened:
+        return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(opened, "sha256").hexdigest()}

@@ -1,6 +1,7 @@
 """The command line: words in, an exit code out. Whatever is slow to import waits until a command needs it.
 
-Exit codes: 0 done; 2 unusable input; 3 a number is not finite; 130 stopped (the same command goes on); 1 otherwise.
+Exit codes: 0 done; 2 unusable input; 3 a number is not finite; 4 the folder can't be written; 130 stopped by Ctrl-C,
+143 by SIGTERM (saved, the same command goes on); 1 otherwise.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from logpi import __version__
 from logpi.errors import InputError, LogpiError, did_you_mean
 
 STOPPED = 130
-STOPPED_LINE = "stopped: the same command goes on from the last checkpoint"
+STOPPED_LINE = "stopped: the same command goes on"
 
 app = App(
     name="logpi",
@@ -61,7 +62,8 @@ def train(
     threads: Annotated[int | None, _help("Processor threads; without it, one a core.")] = None,
     smoke: Annotated[bool, _help("Two tiny steps, to see that everything works.")] = False,
     dry_run: Annotated[bool, _help("Show what would run, load no weights.")] = False,
-    fresh: Annotated[bool, _help("Start again; without it, an interrupted run goes on.")] = False,
+    fresh: Annotated[bool, _help("Start anew, in RUN-2 or the next free number.")] = False,
+    fork: Annotated[int | None, _help("Start a new run from the checkpoint that --run has of this step.")] = None,
     json: Json = False,
     debug: Debug = False,
     overrides: Annotated[dict[str, Any] | None, Parameter(parse=False)] = None,
@@ -91,14 +93,14 @@ def train(
         return _print_result(api.dry_run(config), json)
     observer = console.make_observer(json)
     try:
-        summary = api.run(config, folder=run, fresh=fresh, observer=observer)
+        summary = api.run(config, folder=run, fresh=fresh, fork=fork, observer=observer)
     finally:
         observer.close()
     if json:
         _print_json(summary)
-    if summary.get("status") == "stopped":
+    if summary["status"] == "stopped":
         _complain(STOPPED_LINE)
-        return STOPPED
+        return 128 + summary["signal"]
     return 0
 
 

@@ -56,6 +56,19 @@ class RolloutConfig(Section):
     """Completions that are sampled side by side: memory, not results."""
 
 
+class RewardConfig(Section):
+    """How reward functions are called."""
+
+    timeout_seconds: float | None = Field(default=None, gt=0)
+    """For one completion. With it, functions run in child processes that can be killed, a completion a call."""
+    on_failure: Literal["error", "exclude"] = "error"
+    """Of a function that raises, takes too long, or gives no number: stop, or leave the completion out of the step."""
+    num_workers: int = Field(default=2, ge=1)
+    """Child processes a function."""
+    max_calls: int = Field(default=1000, ge=1)
+    """A child is replaced after so many: what it leaked is then gone."""
+
+
 class AlgorithmConfig(Section):
     """A row of the table and its options; None leaves the row's own value."""
 
@@ -88,6 +101,8 @@ class LearnerConfig(Section):
     max_grad_norm: float = Field(default=1.0, gt=0)
     micro_batch_tokens: int = Field(default=2048, ge=1)
     """Tokens (prompts once a group) in one forward and backward: memory, not results."""
+    max_skipped_steps: int = Field(default=3, ge=1)
+    """Stop after this many steps in a row with a loss or gradient that is not finite; fewer are skipped."""
 
 
 class EvaluationConfig(Section):
@@ -128,6 +143,7 @@ class Config(Section):
     """A Gymnasium environment's id."""
     policy: PolicyConfig = PolicyConfig()
     rollout: RolloutConfig = RolloutConfig()
+    reward: RewardConfig = RewardConfig()
     algorithm: AlgorithmConfig = AlgorithmConfig()
     learner: LearnerConfig = LearnerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -156,6 +172,10 @@ class Config(Section):
         """Return 8 hex digits of what determines the run, step count apart: the same command means the same folder."""
         content = {k: v for k, v in self.plain().items() if k not in ("max_steps", "checkpoint")}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+
+    def journal_key(self) -> str:
+        """Return the hash of what determines a step, step count included: a schedule may depend on it."""
+        return _digest({k: v for k, v in self.plain().items() if k != "checkpoint"})
 
     def plain(self) -> dict[str, Any]:
         """Return the configuration as JSON data: functions by their names, data given in Python by its hash."""

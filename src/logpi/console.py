@@ -245,7 +245,7 @@ def _rows(result: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str
     for key, value in result.items():
         if isinstance(value, Mapping):
             yield from _rows(value, above if key == "metrics" else f"{above}/{visible(key)}".lstrip("/"))
-        elif key not in ("score", "low", "high", "n"):
+        elif key not in ("score", "low", "high", "n", "texts"):
             yield f"{above}/{visible(key)}".lstrip("/"), _cell(value)
 
 

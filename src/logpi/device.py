@@ -27,3 +27,10 @@ def products_in(dtype: torch.dtype) -> torch.autocast:
 def product_dtype(default: torch.dtype) -> torch.dtype:
     """Return the dtype that products run in here: the surrounding context's, else `default`."""
     return torch.get_autocast_dtype(DEVICE) if torch.is_autocast_enabled(DEVICE) else default
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an allocation failed: Python's own error, or torch's, which on a CPU is a plain RuntimeError."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

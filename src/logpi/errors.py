@@ -32,6 +32,16 @@ class NonFiniteError(LogpiError):
     exit_code = 3
 
 
+class OutOfMemoryError(LogpiError):
+    """Memory does not suffice, even for the smallest piece that the work can be cut into."""
+
+
+class StorageError(LogpiError):
+    """The run's folder cannot be written: a full disk, a quota, a permission. What was saved before stands."""
+
+    exit_code = 4
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return `` Did you mean "x"?`` for the nearest known name, or all of them when few and none is near."""
     known = sorted(known)

@@ -64,6 +64,7 @@ def evaluate_problems(
     metrics: Sequence[Reward],
     complete: Callable[[Sequence[Problem]], list[Trajectory]],
     decode: Callable[[Trajectory], str],
+    on_failure: str = "error",
 ) -> tuple[Evaluation, list[str]]:
     """Complete each problem once, score the texts by every metric; the first is the score. Returns the texts too."""
     trajectories = complete(problems)
@@ -71,12 +72,12 @@ def evaluate_problems(
     prompts = [p.prompt for p in problems]
     columns = columns_of(problems)
     ids = [t.actions.tolist() for t in trajectories]
-    by_name = score(metrics, prompts, as_completions(prompts, texts), ids, columns).by_name
+    by_name = score(metrics, prompts, as_completions(prompts, texts), ids, columns, on_failure=on_failure).by_name
     results = {name: estimate([v for v in values if v is not None]) for name, values in by_name.items()}
     return Evaluation(**asdict(results[metrics[0].name]), metrics=results), texts
 
 
-def check_rewards(task: Task) -> dict[str, float | None]:
+def check_rewards(task: Task, on_failure: str = "error") -> dict[str, float | None]:
     """Call the task's rewards and metrics on made-up completions, before any weights load: what they gave the first.
 
     Raises RewardError for what a function returns or raises; that none applies to a made-up text is fine.
@@ -86,7 +87,8 @@ def check_rewards(task: Task) -> dict[str, float | None]:
     for functions in (task.rewards, task.metrics):
         try:
             if functions:
-                scores = score(functions, prompts, as_completions(prompts, texts), ids, columns_of(problems))
+                completions = as_completions(prompts, texts)
+                scores = score(functions, prompts, completions, ids, columns_of(problems), on_failure=on_failure)
                 found |= {name: values[0] for name, values in scores.by_name.items()}
         except NothingScoredError:
             continue

@@ -19,7 +19,7 @@ from logpi.randomness import Stream, permutation
 from logpi.rollout.engine import Sampling, TokenPrompt, generate
 from logpi.tasks.base import Problem, Prompt, Task
 from logpi.tasks.problems import columns_of
-from logpi.tasks.rewarding import Scores, as_completions, score
+from logpi.tasks.rewarding import as_completions, score
 from logpi.trajectory import Trajectory, make_batch
 
 UNRELATED = tuple(
@@ -47,9 +47,13 @@ class Experience(Protocol):
         """Sample this step's trajectories: a pure function of seed, step and weights."""
         ...
 
+    def plan(self, step: int) -> list[int]:
+        """Return the uids of the prompts of this step, in order."""
+        ...
+
     def reward(self, trajectories: list[Trajectory]) -> list[Trajectory]:
-        """Return the trajectories with rewards. Ones that no reward function scored are left out, and ones that this
-        leaves alone in their group."""
+        """Return the trajectories with rewards, in their order. One that no reward function scored has none, and one
+        that this leaves alone in its group."""
         ...
 
     def evaluate(self, step: int, *, full: bool = False) -> Evaluation:
@@ -79,15 +83,15 @@ class TaskExperience:
         num_generations: int,
         max_completion_length: int,
         max_rows: int = 128,
+        on_failure: str = "error",
         start_policy: Callable[[], CausalLM] | None = None,
     ):
         """`start_policy` loads the policy that training began with, to measure how far it went."""
         self.policy, self.task, self.seed, self.start_policy = policy, task, seed, start_policy
-        self.num_prompts, self.num_generations = num_prompts, num_generations
+        self.num_prompts, self.num_generations, self.on_failure = num_prompts, num_generations, on_failure
         self.sampling = Sampling(max_completion_length, seed, Stream.ROLLOUT, max_rows=max_rows)
         self.greedy = replace(self.sampling, stream=Stream.EVALUATION, greedy=True)
         self.problems = {problem.uid: problem for problem in task.train}
-        self.last_scores: Scores | None = None
         longest = max([*task.train, *task.heldout], key=lambda p: len(self.tokens(p.prompt)))
         self.check_length(longest)
 
@@ -123,50 +127,59 @@ class TaskExperience:
 
     # --- the five steps' first two -----------------------------------------------------------------------------
 
-    def problems_of_step(self, step: int) -> list[Problem]:
-        """Return the step's problems: the epochs' orders one after the other, cut into steps."""
+    def plan(self, step: int) -> list[int]:
+        """Return the uids of the step's problems: the epochs' orders one after the other, cut into steps."""
         size, first = len(self.task.train), step * self.num_prompts
         picked = []
         for position in range(first, first + self.num_prompts):
             epoch, index = divmod(position, size)
-            picked.append(self.task.train[order_of_epoch(self.seed, epoch, size)[index]])
+            picked.append(self.task.train[order_of_epoch(self.seed, epoch, size)[index]].uid)
         return picked
 
     def sample(self, step: int, policy_version: int) -> list[Trajectory]:
-        prompts = [TokenPrompt(p.uid, self.tokens(p.prompt)) for p in self.problems_of_step(step)]
+        seen: Counter[int] = Counter()  # a problem that comes twice in a step gets other draws the second time
+        prompts = []
+        for uid in self.plan(step):
+            tokens = self.tokens(self.problems[uid].prompt)
+            prompts.append(TokenPrompt(uid, tokens, first_sample=seen[uid] * self.num_generations))
+            seen[uid] += 1
         return generate(
             self.policy, prompts, self.num_generations, self.sampling, step=step, policy_version=policy_version
         )
 
     def reward(self, trajectories: list[Trajectory]) -> list[Trajectory]:
-        problems = [self.problems[t.prompt_uid] for t in trajectories]
+        sound = [t for t in trajectories if t.failure is None]
+        problems = [self.problems[t.prompt_uid] for t in sound]
         prompts = [p.prompt for p in problems]
-        completions = as_completions(prompts, [self.decode(t) for t in trajectories])
-        ids = [t.actions.tolist() for t in trajectories]
-        self.last_scores = score(self.task.rewards, prompts, completions, ids, columns_of(problems))
-        totals = self.last_scores.total
-        known = Counter(t.group for t, total in zip(trajectories, totals, strict=True) if total is not None)
-        return [
-            replace(t, rewards=_at_the_end(total, len(t)))
-            for t, total in zip(trajectories, totals, strict=True)
-            if total is not None and (known[t.group] > 1 or self.num_generations == 1)
-        ]
+        completions = as_completions(prompts, [self.decode(t) for t in sound])
+        ids = [t.actions.tolist() for t in sound]
+        scores = score(self.task.rewards, prompts, completions, ids, columns_of(problems), on_failure=self.on_failure)
+        known = Counter(t.group for t, total in zip(sound, scores.total, strict=True) if total is not None)
+        rewarded = iter(
+            replace(
+                t,
+                rewards=None if total is None or known[t.group] == 1 < self.num_generations else _at_the_end(total, t),
+                rewards_by_name={name: values[i] for name, values in scores.by_name.items()},
+                failure=scores.failures.get(i, "no reward applies") if total is None else None,
+            )
+            for i, (t, total) in enumerate(zip(sound, scores.total, strict=True))
+        )
+        return [next(rewarded) if t.failure is None else t for t in trajectories]
 
     # --- evaluation --------------------------------------------------------------------------------------------
 
     def evaluate(self, step: int, *, full: bool = False) -> Evaluation:
         """Greedy completions of every held-out problem. `full` adds what else before and after are compared by."""
-        metrics = self.task.metrics or self.task.rewards
-        result, texts = evaluate_problems(self.task.heldout, metrics, self.complete_greedily, self.decode)
+        result, texts = self._evaluate(self.task.heldout)
         extras: dict[str, Any] = {"texts": texts[:8]}
         return replace(result, extras=extras | (self._full_report(step) if full else {}))
 
-    def _full_report(self, step: int) -> dict[str, Any]:
+    def _evaluate(self, problems: Sequence[Problem]) -> tuple[Evaluation, list[str]]:
         metrics = self.task.metrics or self.task.rewards
-        probes = {
-            name: evaluate_problems(problems, metrics, self.complete_greedily, self.decode)[0].as_dict()
-            for name, problems in self.task.probes.items()
-        }
+        return evaluate_problems(problems, metrics, self.complete_greedily, self.decode, self.on_failure)
+
+    def _full_report(self, step: int) -> dict[str, Any]:
+        probes = {name: self._evaluate(problems)[0].as_dict() for name, problems in self.task.probes.items()}
         drawn = self.complete(self.task.heldout[:20], replace(self.sampling, stream=Stream.PROBE), 8)
         tokens = torch.cat([t.entropies for t in drawn])
         by_prompt: dict[int, set[str]] = {}
@@ -193,8 +206,7 @@ class TaskExperience:
             replace(p, prompt=text + p.prompt if isinstance(p.prompt, str) else [*turns, *p.prompt])
             for p in self.task.heldout
         ]
-        metrics = self.task.metrics or self.task.rewards
-        return evaluate_problems(problems, metrics, self.complete_greedily, self.decode)[0].as_dict()
+        return self._evaluate(problems)[0].as_dict()
 
     def _unrelated(self) -> list[Problem]:
         chat = isinstance(self.task.heldout[0].prompt, list)
@@ -217,9 +229,9 @@ class TaskExperience:
         first, last = rows[min(rows)]["texts"], rows[max(rows)]["texts"]
         metric = (self.task.metrics or self.task.rewards)[0]
         problems = list(self.task.heldout[: len(first)])
-        columns, prompts = columns_of(problems), [p.prompt for p in problems]
+        columns, prompts, ids = columns_of(problems), [p.prompt for p in problems], [[] for _ in problems]
         before, after = (
-            score([metric], prompts, as_completions(prompts, texts), [[] for _ in texts], columns).total
+            score([metric], prompts, as_completions(prompts, texts), ids, columns, on_failure="exclude").total
             for texts in (first, last)
         )
         return [
@@ -243,6 +255,7 @@ class TaskExperience:
             "tokens": len(trajectory),
             "reward": None if trajectory.rewards is None else float(trajectory.rewards.sum()),
             "terminated": trajectory.terminated,
+            **({} if trajectory.failure is None else {"failure": trajectory.failure}),
         }
 
 
@@ -261,9 +274,9 @@ def prompt_tokens(tokenizer: Any, prompt: Prompt) -> Tensor:
     return torch.tensor(ids)
 
 
-def _at_the_end(total: float, length: int) -> Tensor:
+def _at_the_end(total: float, trajectory: Trajectory) -> Tensor:
     """Return per-action rewards that are 0 but for the last."""
-    rewards = torch.zeros(length, dtype=torch.float64)
+    rewards = torch.zeros(len(trajectory), dtype=torch.float64)
     rewards[-1] = total
     return rewards
 
@@ -288,6 +301,9 @@ class EnvironmentExperience:
             step=step,
             policy_version=policy_version,
         )
+
+    def plan(self, step: int) -> list[int]:
+        return [0]
 
     def reward(self, trajectories: list[Trajectory]) -> list[Trajectory]:
         return trajectories
@@ -315,6 +331,7 @@ class EnvironmentExperience:
 
     def show(self, trajectory: Trajectory) -> dict[str, Any]:
         return {
+            "prompt_uid": trajectory.prompt_uid,
             "sample": trajectory.sample,
             "steps": len(trajectory),
             "reward": None if trajectory.rewards is None else float(trajectory.rewards.sum()),

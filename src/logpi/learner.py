@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from logpi.algorithms import Algorithm
 from logpi.batching import micro_batches
-from logpi.errors import NonFiniteError
+from logpi.device import is_out_of_memory
+from logpi.errors import InputError, OutOfMemoryError
 from logpi.losses import kl_k3, squared_error
 from logpi.masking import masked_sum
 from logpi.policies.base import Policy, PolicyOutput
 from logpi.trajectory import Batch
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,16 @@ class Gradient:
     clip_fraction: float
     kl: float = 0.0
     value_loss: float = 0.0
+    problem: str | None = None  # why it is not to be used: a loss that is not finite
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one optimiser step did, or why it did nothing."""
+
+    gradient: Gradient
+    norm: float  # of the gradient, before clipping
+    skipped: str | None = None  # a loss or gradient is not finite: weights and optimiser are as they were
 
 
 class Learner:
@@ -69,6 +82,9 @@ class Learner:
     @torch.no_grad()
     def annotate(self, batch: Batch, *, several_updates: bool) -> Batch:
         """Fill in what the algorithm reads besides rewards: values, reference and old log-probs; nothing it doesn't."""
+        return self._within_memory(lambda: self._annotate(batch, several_updates))
+
+    def _annotate(self, batch: Batch, several_updates: bool) -> Batch:
         uses_values = self.algorithm.uses_values
         if uses_values or several_updates:
             out = self._evaluate_all(self.policy, batch)
@@ -102,7 +118,12 @@ class Learner:
         """Accumulate the gradient of Σ_tokens token_weights·loss over the batch, in micro-batches that add up.
 
         Rows whose gradient is exactly zero (all advantages 0, no KL and no value term) are left out: same gradient.
+        Where memory does not suffice, the same batch is done again in smaller micro-batches: same gradient but for
+        rounding. Raises OutOfMemoryError when that can't go on.
         """
+        return self._within_memory(lambda: self._accumulate(batch))
+
+    def _accumulate(self, batch: Batch) -> Gradient:
         assert batch.advantages is not None and batch.token_weights is not None
         self.optimizer.zero_grad(set_to_none=True)
         trained = torch.arange(len(batch))
@@ -116,7 +137,9 @@ class Learner:
             part = chosen.select(rows)
             loss, found = self.loss(part)
             if not bool(torch.isfinite(loss)):
-                raise NonFiniteError(f"the loss is {loss.item()} in trajectories {trained[rows].tolist()} of the step")
+                return Gradient(
+                    0.0, len(batch), 0, 0.0, 0.0, 0.0, problem=f"the loss is {float(loss)} in {names(part)}"
+                )
             loss.backward()
             totals["ratio_max"] = max(totals["ratio_max"], found.pop("ratio_max"))
             totals["loss"] += float(loss.detach())
@@ -133,6 +156,22 @@ class Learner:
             kl=totals["kl"],
             value_loss=totals["value_loss"],
         )
+
+    def _within_memory(self, work: Callable[[], T]) -> T:
+        """Do the work; each time memory does not suffice, halve the micro-batches, for good, and do it again."""
+        while True:
+            try:
+                return work()
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if self.micro_batch_tokens == 1:
+                    raise OutOfMemoryError(
+                        "out of memory with one trajectory at a time; lower rollout.max_completion_length, "
+                        "train an adapter (--policy.lora.r 16) or take a smaller model"
+                    ) from error
+            self.optimizer.zero_grad(set_to_none=True)
+            self.micro_batch_tokens //= 2
 
     @property
     def _kl_in_loss(self) -> bool:
@@ -168,21 +207,29 @@ class Learner:
 
     # --- update ------------------------------------------------------------------------------------------------
 
-    def update(self, step: int) -> float:
-        """Clip the gradient to max_grad_norm, step the optimiser at step's learning rate; return the norm before."""
-        parameters = [p for p in self.parameters.values() if p.grad is not None]
-        if not parameters:
-            return 0.0
-        grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm))
-        if not torch.isfinite(torch.tensor(grad_norm)):
-            raise NonFiniteError(f"the gradient's norm is {grad_norm} at step {step}; nothing was written")
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate * self.schedule(step)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.num_updates += 1
-        self.policy.weights_changed()
-        return grad_norm
+    def update(self, gradient: Gradient, step: int) -> Update:
+        """Clip the gradient to max_grad_norm and step the optimiser at step's learning rate. A gradient that is not
+        finite is dropped: weights, optimiser and count of updates stay as they were, bit for bit."""
+        gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
+        norm = torch.nn.utils.get_total_norm(gradients.values()) if gradients else torch.zeros(())
+        problem = gradient.problem
+        if problem is None and not bool(torch.isfinite(norm)):
+            bad = [name for name, values in gradients.items() if not bool(torch.isfinite(values).all())]
+            problem = (
+                f"the gradient's norm is {float(norm)}; not finite in {', '.join(bad[:4]) or 'its sum of squares'}"
+            )
+        if problem is not None:
+            self.optimizer.zero_grad(set_to_none=True)
+            return Update(gradient, 0.0, problem)
+        if gradients:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters.values(), self.max_grad_norm, norm)
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.learning_rate * self.schedule(step)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            self.num_updates += 1
+            self.policy.weights_changed()
+        return Update(gradient, float(norm))
 
     def current_learning_rate(self) -> float:
         """Return the learning rate of the last update."""
@@ -197,18 +244,38 @@ class Learner:
             tensors[f"parameter/{name}"] = parameter.detach()
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer/{key}/{name}"] = value
-        return tensors, {"num_updates": self.num_updates}
+        return tensors, {"num_updates": self.num_updates, "last_learning_rate": self.current_learning_rate()}
 
     @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-        """Put back what `state` returned; names must match. Raises KeyError naming the first that does not."""
+        """Put back what `state` returned. Raises InputError unless names and shapes are those of the parameters."""
+        kept_names = {key.removeprefix("parameter/") for key in tensors if key.startswith("parameter/")}
+        if different := sorted(kept_names ^ self.parameters.keys()):
+            raise InputError(
+                f"the checkpoint holds other parameters than the policy: {', '.join(different[:6])} in one of them only"
+            )
+        for name, parameter in self.parameters.items():
+            saved = tensors[f"parameter/{name}"]
+            if saved.shape != parameter.shape or saved.dtype != parameter.dtype:
+                raise InputError(
+                    f"the checkpoint's {name} is {saved.dtype} {list(saved.shape)}, "
+                    f"the policy's {parameter.dtype} {list(parameter.shape)}"
+                )
         self.num_updates = numbers["num_updates"]
+        for group in self.optimizer.param_groups:
+            group["lr"] = numbers["last_learning_rate"]
         for name, parameter in self.parameters.items():
             parameter.copy_(tensors[f"parameter/{name}"])
             kept = {key.split("/")[1]: value.clone() for key, value in tensors.items() if _is_state_of(key, name)}
             if kept:
                 self.optimizer.state[parameter] = kept
         self.policy.weights_changed()
+
+
+def names(batch: Batch) -> str:
+    """Return which trajectories these are, for a message."""
+    found = [f"prompt {uid} sample {sample}" for uid, sample in zip(batch.prompt_uid.tolist(), batch.sample.tolist())]
+    return ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
 
 
 def _is_state_of(key: str, name: str) -> bool:

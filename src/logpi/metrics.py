@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from logpi.learner import Update
 from logpi.trajectory import Batch, Trajectory
 
 
@@ -21,38 +22,43 @@ def reward_spread(totals: Tensor, group: Tensor) -> tuple[float, float]:
     return sum(stds) / len(stds), sum(equal) / len(equal)
 
 
-def step_metrics(
-    trajectories: Sequence[Trajectory], batch: Batch, gradients: Sequence[Any], norms: Sequence[float], experience: Any
-) -> dict[str, Any]:
-    """Return the step's metrics."""
-    totals = batch.rewards.sum(1)
-    std, zero_std = reward_spread(totals, batch.group)
-    entropies = torch.cat([t.entropies for t in trajectories])
-    lengths = batch.lengths.float()
+def step_metrics(trajectories: Sequence[Trajectory], batch: Batch, updates: Sequence[Update]) -> dict[str, Any]:
+    """Return the step's metrics: of all trajectories, of the scored ones in the batch, of the optimiser's updates."""
+    std, zero_std = reward_spread(batch.rewards.sum(1), batch.group)
+    lengths = [len(t) for t in trajectories]
+    gradients = [u.gradient for u in updates]
+
+    def mean(values: Iterable[float]) -> float:
+        values = list(values)
+        return sum(values) / len(values)
+
     metrics: dict[str, Any] = {
-        "reward": float(totals.mean()),
+        "reward": float(batch.rewards.sum(1).mean()),
         "reward_std": std,
         "frac_reward_zero_std": zero_std,
-        "entropy": float(entropies.mean()),
-        "completions/mean_length": float(lengths.mean()),
-        "completions/max_length": int(lengths.max()),
-        "completions/clipped_ratio": float(batch.truncated.float().mean()),
-        "num_tokens": int(batch.mask.sum()),
-        "loss": sum(g.loss for g in gradients) / len(gradients),
-        "grad_norm": sum(norms) / len(norms),
+        "entropy": float(torch.cat([t.entropies for t in trajectories]).nanmean()),
+        "completions/mean_length": mean(lengths),
+        "completions/max_length": max(lengths),
+        "completions/clipped_ratio": mean(float(t.truncated) for t in trajectories),
+        "num_tokens": sum(lengths),
+        "loss": mean(g.loss for g in gradients),
+        "grad_norm": mean(u.norm for u in updates),
         "trained_fraction": sum(g.num_trained for g in gradients) / sum(g.num_trajectories for g in gradients),
         "mismatch/max": gradients[0].log_ratio_max,
         "mismatch/mean": gradients[0].log_ratio_mean,
-        "clip_ratio/region_mean": sum(g.clip_fraction for g in gradients) / len(gradients),
+        "clip_ratio/region_mean": mean(g.clip_fraction for g in gradients),
     }
+    if len(batch) < len(trajectories):
+        metrics["completions/unscored_ratio"] = 1 - len(batch) / len(trajectories)
+    if skipped := [u.skipped for u in updates if u.skipped]:
+        metrics |= {"skipped_updates": len(skipped), "skipped_because": skipped[0]}
     if batch.reference_log_probs is not None:
         difference = torch.where(batch.mask, batch.behavior_log_probs - batch.reference_log_probs, 0.0)
         metrics["kl"] = float(difference.sum() / batch.mask.sum())
     if batch.values is not None:
-        metrics["value_loss"] = sum(g.value_loss for g in gradients) / len(gradients)
-    scores = getattr(experience, "last_scores", None)
-    for name, values in (scores.by_name if scores is not None else {}).items():
-        known = [value for value in values if value is not None]
+        metrics["value_loss"] = mean(g.value_loss for g in gradients)
+    for name in dict.fromkeys(name for t in trajectories for name in t.rewards_by_name):
+        known = [value for t in trajectories if (value := t.rewards_by_name.get(name)) is not None]
         if known:
-            metrics[f"rewards/{name}/mean"] = sum(known) / len(known)
+            metrics[f"rewards/{name}/mean"] = mean(known)
     return metrics

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -14,10 +13,14 @@ from logpi import checkpoint
 from logpi.algorithms import Algorithm, assign_credit
 from logpi.batching import minibatches
 from logpi.config import Config
+from logpi.errors import NonFiniteError
 from logpi.evaluation import Evaluation
 from logpi.experience import Experience
-from logpi.learner import Gradient, Learner
+from logpi.interrupts import Abandoned, Interrupts
+from logpi.journal import Journal
+from logpi.learner import Learner, Update
 from logpi.metrics import step_metrics
+from logpi.platforms import peak_memory_bytes
 from logpi.run_folder import RunFolder
 from logpi.trajectory import Trajectory, make_batch
 
@@ -43,12 +46,21 @@ class Trainer:
         learner: Learner,
         folder: RunFolder,
         observer: Observer,
+        *,
+        run_id: str = "",
+        first_step: int = 0,
+        interrupts: Interrupts | None = None,
     ):
+        """`first_step` is where the run began: 0, or the step that it was forked at."""
         self.config, self.experience, self.algorithm = config, experience, algorithm
-        self.learner, self.folder, self.observer = learner, folder, observer
+        self.learner, self.folder, self.observer, self.run_id = learner, folder, observer, run_id
+        self.interrupts = interrupts or Interrupts()
+        self.first_step = first_step
+        self.journal = Journal(folder.path / "journal", config.journal_key())
         self.steps_done, self.num_actions = 0, 0  # of the whole run
-        self.train_seconds, self.checks_passed = 0.0, 0
+        self.train_seconds, self.checks_passed, self.skips_in_a_row = 0.0, 0, 0
         self.seconds: dict[str, float] = {}
+        self.updates_before_step = 0
 
     # --- one step ----------------------------------------------------------------------------------------------
 
@@ -56,17 +68,21 @@ class Trainer:
         """Sample trajectories, reward them, turn rewards into advantages, take the gradient, update the weights."""
         step, options = self.steps_done, self.config.algorithm
         several_updates = options.updates_per_rollout * options.num_minibatches > 1
+        self.updates_before_step = self.learner.num_updates
 
-        with self.timed("sample"):
-            trajectories = self.experience.sample(step, self.learner.num_updates)
-        with self.timed("reward"):
-            trajectories = self.experience.reward(trajectories)
+        trajectories = self.journal.read(step + 1)  # there, if a process died after it had sampled and scored them
+        if trajectories is None:
+            with self.timed("sample"):
+                trajectories = self.experience.sample(step, self.learner.num_updates)
+            with self.timed("reward"):
+                trajectories = self.experience.reward(trajectories)
+            self.journal.write(step + 1, trajectories)
         with self.timed("advantage"):
-            batch = self.learner.annotate(make_batch(trajectories), several_updates=several_updates)
+            batch = make_batch(scored(trajectories, step + 1))
+            batch = self.learner.annotate(batch, several_updates=several_updates)
             batch = assign_credit(self.algorithm, batch, standardise=options.standardise_advantages)
 
-        gradients: list[Gradient] = []
-        norms: list[float] = []
+        updates: list[Update] = []
         for minibatch in minibatches(
             batch,
             self.algorithm.reduction,
@@ -76,51 +92,63 @@ class Trainer:
             step=step,
         ):
             with self.timed("gradient"):
-                gradients.append(self.learner.backward(minibatch))
+                gradient = self.learner.backward(minibatch)
             with self.timed("update"):
-                norms.append(self.learner.update(step))
+                updates.append(self.learner.update(gradient, step))
 
         self.steps_done += 1
-        self.num_actions += int(batch.mask.sum())
-        return trajectories, step_metrics(trajectories, batch, gradients, norms, self.experience)
+        self.num_actions += sum(len(t) for t in trajectories)
+        return trajectories, step_metrics(trajectories, batch, updates)
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Add a stage's wall time to the step's split."""
+        """Add a stage's wall time to the step's split. Until the step's first update a signal ends it at once."""
+        unchanged = self.learner.num_updates == self.updates_before_step
         start = time.perf_counter()
-        yield
+        with self.interrupts.abandonable() if unchanged and stage != "update" else nullcontext():
+            yield
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
 
     # --- the run -----------------------------------------------------------------------------------------------
 
     def run(self) -> dict[str, Any]:
-        """Train to `max_steps`, or until the target score holds; return the summary that is written to the folder."""
+        """Train to `max_steps`, or until the target score holds, or until a signal says stop; return the summary."""
         self.resume()
-        before = self.evaluations().get(0)
-        if before is None:  # not on record yet
-            before = self.evaluate(full=self.config.evaluation.full_report)
-        reached = False
-        while self.steps_done < self.config.max_steps and not reached:
+        try:
+            before, after = self._run()
+        except Abandoned:
+            if self.steps_done:
+                self.save()
+            return {"status": "stopped", "signal": self.interrupts.signal, **self.progress()}
+        return {
+            "status": "finished",
+            "target_reached": self.reached if self.config.evaluation.target_score is not None else None,
+            **self.progress(),
+            "evaluation": {"before": before, "after": after},
+        }
+
+    def _run(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        full = self.config.evaluation.full_report
+        before = self.recorded_evaluation(self.first_step, full) or self.evaluate(full=full)
+        while self.steps_done < self.config.max_steps and not self.reached:
             self.seconds = {}
             start = time.perf_counter()
             actions_before = self.num_actions
             trajectories, metrics = self.step()
-            self.train_seconds += time.perf_counter() - start
-            self.record(trajectories, metrics, time.perf_counter() - start)
+            seconds = time.perf_counter() - start
+            self.train_seconds += seconds
+            self.record(trajectories, metrics, seconds)
             if self.steps_done < self.config.max_steps and self.check_is_due(actions_before):
-                reached = self.passes(self.evaluate())
+                self.count_check(self.evaluate())
             if self.steps_done % self.config.checkpoint.every_steps == 0:
                 self.save()
-        after = self.final_evaluation()
+        after = self.recorded_evaluation(self.steps_done, full) or self.evaluate(full=full)
         self.save()
-        return {
-            "status": "finished",
-            "target_reached": reached if self.config.evaluation.target_score is not None else None,
-            "steps": self.steps_done,
-            "actions": self.num_actions,
-            "seconds": round(self.train_seconds, 3),
-            "evaluation": {"before": before, "after": after},
-        }
+        return before, after
+
+    def progress(self) -> dict[str, Any]:
+        """Return how far the run has come."""
+        return {"steps": self.steps_done, "actions": self.num_actions, "seconds": round(self.train_seconds, 3)}
 
     def check_is_due(self, actions_before: int) -> bool:
         """Return whether the step just taken crossed an evaluation mark."""
@@ -132,72 +160,87 @@ class Trainer:
         )
         return by_steps or by_actions
 
-    def passes(self, result: dict[str, Any]) -> bool:
-        """Count checks in a row at or above the target score; return whether they are enough to stop."""
+    def count_check(self, result: dict[str, Any]) -> None:
+        """Count the checks in a row at or above the target score."""
         target = self.config.evaluation.target_score
-        if target is None:
-            return False
-        self.checks_passed = self.checks_passed + 1 if result["score"] >= target else 0
+        self.checks_passed = self.checks_passed + 1 if target is not None and result["score"] >= target else 0
+
+    @property
+    def reached(self) -> bool:
+        """Whether the target score has held for as many checks as asked for."""
         return self.checks_passed >= self.config.evaluation.target_checks
 
     def evaluate(self, *, full: bool = False) -> dict[str, Any]:
         """Score the policy on what is held out; show it and append it to the record."""
         start = time.perf_counter()
-        result: Evaluation = self.experience.evaluate(self.steps_done, full=full)
+        with self.interrupts.abandonable():
+            result: Evaluation = self.experience.evaluate(self.steps_done, full=full)
         content = result.as_dict()
-        self.folder.append("evaluations.jsonl", {"step": self.steps_done, "full": full, **content})
-        self.folder.append(
-            "timing.jsonl",
-            {"step": self.steps_done, "evaluation_seconds": time.perf_counter() - start},
-        )
+        self.folder.append("evaluations.jsonl", [{"step": self.steps_done, "full": full, **content}])
+        seconds = time.perf_counter() - start
+        self.folder.append("timing.jsonl", [{"step": self.steps_done, "evaluation_seconds": seconds}])
         self.observer.evaluation(self.steps_done, content)
         return content
 
-    def final_evaluation(self) -> dict[str, Any]:
-        """Return the last evaluation, from the record where a run killed after it left it there."""
-        full = self.config.evaluation.full_report
-        found = self.evaluations().get(self.steps_done)
-        return found if found is not None and found["full"] == full else self.evaluate(full=full)
-
-    def evaluations(self) -> dict[int, dict[str, Any]]:
-        """Return the evaluations already on record, by step."""
-        return {row.pop("step"): row for row in self.folder.rows("evaluations.jsonl")}
+    def recorded_evaluation(self, step: int, full: bool) -> dict[str, Any] | None:
+        """Return the evaluation of a step that is on record: a process died, or ended, after it."""
+        rows = [row for row in self.folder.rows("evaluations.jsonl") if row["step"] == step and row["full"] == full]
+        return {k: v for k, v in rows[-1].items() if k not in ("step", "full")} if rows else None
 
     def record(self, trajectories: list[Trajectory], metrics: dict[str, Any], seconds: float) -> None:
-        """Append the step's rows and show them."""
+        """Append the step's rows and show them. Raises NonFiniteError after too many skipped updates in a row."""
         metrics = {"step": self.steps_done, **metrics, "learning_rate": self.learner.current_learning_rate()}
-        num_actions = sum(len(t) for t in trajectories)
         timing = {
             "step": self.steps_done,
             "seconds": seconds,
-            "tokens_per_second": num_actions / max(1e-9, self.seconds["sample"]),
             **{f"{stage}_seconds": value for stage, value in self.seconds.items()},
-            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "peak_memory_bytes": peak_memory_bytes(),
             "eta_seconds": seconds * (self.config.max_steps - self.steps_done),
         }
-        self.folder.append("metrics.jsonl", metrics)
-        self.folder.append("timing.jsonl", timing)
+        if "sample" in self.seconds:  # else it came from the journal
+            timing["tokens_per_second"] = metrics["num_tokens"] / max(1e-9, self.seconds["sample"])
         shown = [self.experience.show(t) for t in trajectories]
-        for sample in shown:
-            self.folder.append("samples.jsonl", {"step": self.steps_done, **sample})
+        self.folder.append("metrics.jsonl", [metrics])
+        self.folder.append("timing.jsonl", [timing])
+        self.folder.append("samples.jsonl", [{"step": self.steps_done, **sample} for sample in shown])
         self.observer.step(metrics, timing, shown[self.steps_done % len(shown)])
+        self.count_skips(metrics)
+
+    def count_skips(self, metrics: dict[str, Any]) -> None:
+        """Say what was skipped and keep its trajectories; raise NonFiniteError after too many steps in a row."""
+        if "skipped_updates" not in metrics:
+            self.skips_in_a_row = 0
+            return
+        self.skips_in_a_row += 1
+        kept = self.journal.keep(self.steps_done, self.folder.path / "skipped")
+        problem = f"step {self.steps_done}: {metrics['skipped_because']}; its trajectories are kept in {kept}"
+        if self.skips_in_a_row >= self.config.learner.max_skipped_steps:
+            raise NonFiniteError(
+                f"{problem}. Nothing was updated in {self.skips_in_a_row} steps in a row: lower learner.learning_rate, "
+                'or compute in policy.dtype "float32"'
+            )
+        self.observer.note(f"{problem}; weights and optimiser are as they were")
 
     # --- checkpoints -------------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Write a checkpoint of everything that the next step depends on."""
+        """Write a checkpoint of everything that the next step depends on; then forget what only older ones needed."""
         tensors, numbers = self.learner.state()
         numbers |= {
             "num_actions": self.num_actions,
             "train_seconds": self.train_seconds,
             "checks_passed": self.checks_passed,
+            "skips_in_a_row": self.skips_in_a_row,
         }
-        state = checkpoint.TrainState(self.steps_done, tensors, numbers)
-        checkpoint.save(self.folder.path / "checkpoints", state, self.config.checkpoint.keep)
+        self.folder.flush()
+        folder = self.folder.path / "checkpoints"
+        state = checkpoint.TrainState(self.steps_done, tensors, numbers, self.run_id)
+        checkpoint.save(folder, state, self.config.checkpoint.keep)
+        self.journal.prune(checkpoint.steps(folder)[0])
 
     def resume(self) -> None:
         """Go on from the newest sound checkpoint, or from the start; rows after it are cut back."""
-        state, notes = checkpoint.load_newest(self.folder.path / "checkpoints")
+        state, notes = checkpoint.load_newest(self.folder.path / "checkpoints", self.run_id)
         for text in notes:
             self.observer.note(text)
         if state is not None:
@@ -206,7 +249,20 @@ class Trainer:
             self.num_actions = state.numbers["num_actions"]
             self.train_seconds = state.numbers["train_seconds"]
             self.checks_passed = state.numbers["checks_passed"]
+            self.skips_in_a_row = state.numbers["skips_in_a_row"]
         self.folder.cut_back(self.steps_done)
+
+
+def scored(trajectories: list[Trajectory], step: int) -> list[Trajectory]:
+    """Return the trajectories that have rewards. Raises NonFiniteError when none has."""
+    found = [t for t in trajectories if t.rewards is not None]
+    if not found:
+        reasons = ", ".join(sorted({str(t.failure) for t in trajectories}))
+        raise NonFiniteError(
+            f"step {step}: none of the {len(trajectories)} trajectories can be trained on ({reasons}); "
+            "the last checkpoint stands"
+        )
+    return found
 
 
 def use_threads(threads: int | None) -> int:

@@ -5,8 +5,8 @@ One alignment everywhere: index t of log-probs, rewards, advantages and mask bel
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -33,7 +33,9 @@ class Trajectory:
     inputs: Any
     terminated: bool
     truncated: bool
-    rewards: Tensor | None = None  # [time], None until scored
+    rewards: Tensor | None = None  # [time], None until scored, and where no reward function gave a number
+    rewards_by_name: Mapping[str, float | None] = field(default_factory=dict)  # what each reward function gave
+    failure: str | None = None  # why it can't be trained on
 
     def __len__(self) -> int:
         return self.actions.shape[0]
@@ -48,6 +50,8 @@ class Batch:
 
     actions: Tensor  # [batch, time]
     mask: Tensor  # [batch, time] bool
+    prompt_uid: Tensor  # [batch]
+    sample: Tensor  # [batch]
     group: Tensor  # [batch]
     truncated: Tensor  # [batch] bool
     rewards: Tensor  # [batch, time]
@@ -73,10 +77,9 @@ class Batch:
         """Return the rows with these indices, time trimmed to the longest of them."""
         time = max(1, int(self.lengths[rows].max())) if len(rows) else 1
         changes: dict[str, Any] = {"inputs": tuple(self.inputs[i] for i in rows.tolist())}
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for name, value in vars(self).items():
             if isinstance(value, Tensor):
-                changes[field.name] = value[rows][:, :time] if value.ndim >= 2 else value[rows]
+                changes[name] = value[rows][:, :time] if value.ndim >= 2 else value[rows]
         return replace(self, **changes)
 
 
@@ -99,6 +102,8 @@ def make_batch(trajectories: Sequence[Trajectory]) -> Batch:
     return Batch(
         actions=pad([t.actions for t in trajectories], time),
         mask=torch.arange(time) < lengths[:, None],
+        prompt_uid=torch.tensor([t.prompt_uid for t in trajectories]),
+        sample=torch.tensor([t.sample for t in trajectories]),
         group=torch.tensor([t.group for t in trajectories]),
         truncated=torch.tensor([t.truncated for t in trajectories]),
         rewards=pad(rewards, time),

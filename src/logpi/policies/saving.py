@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,10 @@ def save_policy(policy: Any, folder: Path) -> None:
         from logpi.policies.adapters import merged_copy
 
         policy.module.save_pretrained(folder / "adapter")
+        file = folder / "adapter" / "adapter_config.json"
+        settings = json.loads(file.read_text())
+        settings["target_modules"] = sorted(settings["target_modules"])  # peft writes a set, in any order
+        file.write_text(json.dumps(settings, indent=2, sort_keys=True))
         network = merged_copy(policy.module)
     implementation = network.config._attn_implementation
     network.set_attn_implementation("sdpa")  # what others load must not ask for an attention that only logpi has

@@ -29,6 +29,7 @@ class TokenPrompt:
 
     uid: int
     tokens: Tensor  # [prompt_time]
+    first_sample: int = 0  # where its completions are counted from
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def generate(
             trajectories.append(
                 Trajectory(
                     prompt_uid=prompt.uid,
-                    sample=record.row % num_generations,
+                    sample=prompt.first_sample + record.row % num_generations,
                     group=start + record.row // num_generations,
                     policy_version=policy_version,
                     actions=torch.tensor(record.tokens),
@@ -74,6 +75,7 @@ def generate(
                     inputs=prompt.tokens,
                     terminated=record.ended,
                     truncated=not record.ended,
+                    failure=record.failure,
                 )
             )
     return trajectories
@@ -88,6 +90,7 @@ class _Completion:
         self.log_probs: list[Tensor] = []
         self.entropies: list[Tensor] = []
         self.ended = False
+        self.failure: str | None = None
 
 
 def _run(
@@ -108,7 +111,7 @@ def _run(
         rows = [c.row for c in running]
         tokens = log_probs.argmax(-1) if sampling.greedy else draw(log_probs, randoms[rows, position])
         _record(running, tokens, log_probs, policy.eos_token_ids)
-        survivors = [i for i, c in enumerate(running) if not c.ended]
+        survivors = [i for i, c in enumerate(running) if not c.ended and c.failure is None]
         if not survivors or position == sampling.max_new_tokens - 1:
             break
         if cache is None:
@@ -125,7 +128,8 @@ def _run(
 def _uniforms(prompts: Sequence[TokenPrompt], num_generations: int, sampling: Sampling, step: int) -> np.ndarray:
     """Return the batch's uniform numbers [rows, max_new_tokens], each keyed by its prompt, sample and position."""
     uids = np.repeat([p.uid for p in prompts], num_generations)[:, None]
-    samples = np.tile(np.arange(num_generations), len(prompts))[:, None]
+    first = np.repeat([p.first_sample for p in prompts], num_generations)[:, None]
+    samples = first + np.tile(np.arange(num_generations), len(prompts))[:, None]
     positions = np.arange(sampling.max_new_tokens)[None]
     return uniforms(sampling.seed, sampling.stream, step, uids, samples, positions)
 
@@ -134,11 +138,14 @@ def _record(running: list[_Completion], tokens: Tensor, log_probs: Tensor, eos_t
     """Append each row's token with its log-prob and the entropy of the distribution that it came from."""
     chosen = log_probs.gather(1, tokens[:, None])[:, 0]
     entropies = -(log_probs.exp() * log_probs).sum(-1)
-    for completion, token, log_prob, entropy in zip(running, tokens.tolist(), chosen, entropies, strict=True):
+    finite = torch.isfinite(chosen).tolist()
+    for i, (completion, token) in enumerate(zip(running, tokens.tolist(), strict=True)):
         completion.tokens.append(token)
-        completion.log_probs.append(log_prob)
-        completion.entropies.append(entropy)
+        completion.log_probs.append(chosen[i])
+        completion.entropies.append(entropies[i])
         completion.ended = token in eos_token_ids
+        if not finite[i]:
+            completion.ended, completion.failure = False, f"logits not finite at position {len(completion.tokens) - 1}"
 
 
 def _fill_holes(survivors: list[int]) -> list[int]:

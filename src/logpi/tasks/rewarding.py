@@ -14,7 +14,7 @@ import inspect
 import math
 import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from logpi.errors import InputError, NothingScoredError, RewardError, did_you_mean
@@ -24,11 +24,20 @@ Completion = str | list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
+class Failed:
+    """Stands for a score in what a function in a child process gave: it raised, died or took too long."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class Scores:
-    """What each reward function gave to each completion, and the weighted sum; None where none was applicable."""
+    """What each reward function gave to each completion, and the weighted sum; None where none was applicable, or one
+    failed and failures are excluded: then `failures` says why."""
 
     total: list[float | None]
     by_name: dict[str, list[float | None]]
+    failures: dict[int, str] = field(default_factory=dict)  # index -> what failed, and how
 
 
 def as_completions(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[Completion]:
@@ -60,10 +69,13 @@ def score(
     log_extra: Callable[[str, list[Any]], None] | None = None,
     log_metric: Callable[[str, float], None] | None = None,
     environments: list[Any] | None = None,
+    on_failure: str = "error",
 ) -> Scores:
     """Call every reward function on copies of the batch and return its scores.
 
     total_i = Σ_k weight_k · reward_k,i over the functions that gave completion i a number; None if none did.
+    A function that raises, or gives something else than a number, is a RewardError; with on_failure="exclude" it is
+    asked again for one completion at a time, and those that it fails on get no total. Never a silent 0.
     """
     _check_batch(rewards, prompts, completions, completion_ids, columns)
     if not completions:
@@ -72,16 +84,59 @@ def score(
     extras = {"trainer_state": trainer_state, "log_extra": log_extra or _ignore, "log_metric": log_metric or _ignore}
     if environments is not None:
         extras["environments"] = environments
-    results = _call_all(rewards, batch, extras)
-    by_name = {reward.name: _checked(reward.name, result, len(completions)) for reward, result in zip(rewards, results)}
-    total = [_total(rewards, by_name, index) for index in range(len(completions))]
+    by_name, failures = _scored(rewards, batch, extras, on_failure == "exclude")
+    total = [None if i in failures else _total(rewards, by_name, i) for i in range(len(completions))]
+    if len(failures) == len(total):
+        raise RewardError(f"every completion of the batch failed to be scored; the first: {failures[0]}")
     if all(value is None for value in total):
         names = ", ".join(f'"{name}"' for name in by_name)
         raise NothingScoredError(
             f"reward {names}: None for each of the {len(total)} completions of the batch, so nothing can be learnt; "
             "return a number (0.0 for a miss) wherever the reward applies"
         )
-    return Scores(total, by_name)
+    return Scores(total, by_name, failures)
+
+
+def _scored(
+    rewards: Sequence[Reward], batch: Mapping[str, Any], extras: Mapping[str, Any], exclude: bool
+) -> tuple[dict[str, list[float | None]], dict[int, str]]:
+    """Return what each function gave, by name, and what failed, by completion. Raises RewardError unless `exclude`."""
+    num = len(batch["completions"])
+    if not exclude:
+        results = _call_all(rewards, batch, extras)
+        return {r.name: _checked(r.name, result, num) for r, result in zip(rewards, results)}, {}
+    by_name: dict[str, list[float | None]] = {}
+    failures: dict[int, str] = {}
+    for reward in rewards:
+        values = _numbers_or_errors(reward, batch, extras)
+        by_name[reward.name] = [None if isinstance(value, RewardError) else value for value in values]
+        for index, value in enumerate(values):
+            if isinstance(value, RewardError):
+                failures.setdefault(index, str(value))
+    return by_name, failures
+
+
+def _numbers_or_errors(
+    reward: Reward, batch: Mapping[str, Any], extras: Mapping[str, Any]
+) -> list[float | RewardError | None]:
+    """Return the function's score of each completion, or its error there. Where it fails on the batch as a whole, it is
+    asked again for one completion at a time."""
+    num = len(batch["completions"])
+    try:
+        results = _listed(reward.name, _call_all([reward], batch, extras)[0], num)
+    except RewardError as error:
+        if num == 1:
+            return [error]
+        singles = [{name: values[i : i + 1] for name, values in batch.items()} for i in range(num)]
+        return [value for single in singles for value in _numbers_or_errors(reward, single, extras)]
+    return [_number_or_error(reward.name, value, index) for index, value in enumerate(results)]
+
+
+def _number_or_error(name: str, value: Any, index: int) -> float | RewardError | None:
+    try:
+        return _number(name, value, index)
+    except RewardError as error:
+        return error
 
 
 def _check_batch(rewards: Sequence[Reward], prompts: Any, completions: Any, completion_ids: Any, columns: Any) -> None:
@@ -126,6 +181,8 @@ def _call(reward: Reward, batch: Mapping[str, Any], extras: Mapping[str, Any]) -
     copies = {name: copy.deepcopy(list(values)) for name, values in batch.items() if name in wanted}
     try:
         return reward.function(**copies, **{name: value for name, value in extras.items() if name in wanted})
+    except InputError:  # ours already: a child process said it
+        raise
     except Exception as error:
         raise _raised(reward.name, error) from error
 
@@ -184,6 +241,11 @@ def _await_together(awaitables: Sequence[Awaitable[Any]]) -> list[Any]:
 
 
 def _checked(name: str, result: Any, num_completions: int) -> list[float | None]:
+    return [_number(name, value, index) for index, value in enumerate(_listed(name, result, num_completions))]
+
+
+def _listed(name: str, result: Any, num_completions: int) -> Any:
+    """Return the result if it is a list of as many values as there are completions."""
     listlike = hasattr(result, "__len__") and hasattr(result, "__getitem__") and getattr(result, "ndim", 1) == 1
     if not listlike or isinstance(result, str | bytes | Mapping):
         raise RewardError(f'reward "{name}": returned a {type(result).__name__} ({result!r:.60}); '
@@ -191,12 +253,14 @@ def _checked(name: str, result: Any, num_completions: int) -> list[float | None]
     if len(result) != num_completions:
         raise RewardError(f'reward "{name}": returned {len(result)} values for {num_completions} completions; '
                           "return one per completion, in their order (None where it does not apply)")  # fmt: skip
-    return [_number(name, value, index) for index, value in enumerate(result)]
+    return result
 
 
 def _number(name: str, value: Any, index: int) -> float | None:
     if value is None:
         return None
+    if isinstance(value, Failed):
+        raise RewardError(f'reward "{name}": completion {index}: {value.reason}')
     place = f'reward "{name}": completion {index} got {value!r:.60}'
     dtype = getattr(value, "dtype", None)
     # float() would read text, and drop the imaginary part of a numpy or torch complex number.

@@ -1,0 +1,80 @@
+"""The short runs that are killed: full fine-tuning over an epoch's edge, LoRA inside PPO's update cycle, CartPole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+REWARD = """
+def right(completions, answer, **columns):
+    return [float(a in c) + 0.01 * len(c) for c, a in zip(completions, answer)]
+"""
+
+LANGUAGE = """
+max_steps = {steps}
+threads = 1
+
+[task]
+name = "custom"
+data = "{root}/questions.jsonl"
+rewards = "{root}/reward.py:right"
+heldout = 1
+
+[policy]
+model = "{root}/model"
+dtype = "float32"
+{lora}
+
+[rollout]
+num_prompts = 2
+num_generations = 4
+max_completion_length = 5
+
+[algorithm]
+{algorithm}
+
+[learner]
+learning_rate = 1e-3
+
+[evaluation]
+every_steps = 2
+full_report = false
+
+[checkpoint]
+every_steps = 1
+"""
+
+PPO = 'name = "ppo"\nbeta = 0.01\nupdates_per_rollout = 2\nnum_minibatches = 2'
+CARTPOLE = (
+    "cartpole --max-steps {steps} --rollout.num-generations 4 --evaluation.num-episodes 4 "
+    "--evaluation.every-actions 64 --checkpoint.every-steps 1 --algorithm.num-minibatches 2"
+)
+KINDS = ("full", "lora", "cartpole")
+
+
+def prepare(root: Path, steps: int = 3) -> None:
+    """Write model, data, reward and configurations below `root`; 5 questions, 2 a step: step 3 ends an epoch."""
+    import models
+
+    models.write(root / "model", "llama")
+    rows = [{"prompt": f"{i}+1=", "answer": str(i + 1)} for i in range(6)]
+    (root / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (root / "reward.py").write_text(REWARD)
+    for name, lora, algorithm in (("full", "", 'name = "rloo"'), ("lora", "lora = { r = 4 }", PPO)):
+        text = LANGUAGE.format(root=root, steps=steps, lora=lora, algorithm=algorithm)
+        (root / f"{name}.toml").write_text(text)
+
+
+def arguments(root: Path, kind: str, run: Path, steps: int = 3) -> list[str]:
+    """Return the command's words."""
+    what = CARTPOLE.format(steps=steps).split() if kind == "cartpole" else [str(root / f"{kind}.toml")]
+    return ["train", *what, "--run", str(run)]
+
+
+def digests(run: Path) -> dict[str, str]:
+    """Return the SHA-256 of everything that must come out the same: weights, optimiser, metrics, samples, scores."""
+    newest = max((run / "checkpoints").glob("step-*"))
+    files = [run / "metrics.jsonl", run / "samples.jsonl", run / "evaluations.jsonl", newest / "state.safetensors"]
+    files += [path for path in (run / "final").rglob("*") if path.is_file()]
+    return {str(f.relative_to(run)): hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(files)}
