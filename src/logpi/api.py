@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import signal
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -183,8 +184,11 @@ def run(
     from logpi.platforms import require_posix
     from logpi.policies.loading import find
     from logpi.run_folder import RunFolder
+    from logpi.tasks.isolation import IN_WORKER, close
 
     require_posix("training")
+    if IN_WORKER in os.environ:
+        raise InputError('this file trains when it is imported: put what trains under if __name__ == "__main__":')
     observer = observer or make_observer(json=False)
     path = folder or run_folder_of(config)
     if fresh:
@@ -202,12 +206,15 @@ def run(
         if folder is None:
             raise InputError(f"--fork {fork} starts from a run: name it with --run")
         path = session.fork(folder, fork, config)
-    with RunFolder.open(path, config.plain()) as record, Interrupts() as interrupts:
-        summary = record.read_json("summary.json")
-        if summary is not None and (summary["steps"] >= config.max_steps or summary.get("target_reached")):
-            observer.note("this run is finished; more --max-steps extend it, another --run or --seed starts one")
-        else:
-            summary = _run(config, task, record, interrupts, observer)
+    with RunFolder.open(path.absolute(), config.plain()) as record, Interrupts() as interrupts:
+        try:
+            summary = record.read_json("summary.json")
+            if summary is not None and (summary["steps"] >= config.max_steps or summary.get("target_reached")):
+                observer.note("this run is finished; more --max-steps extend it, another --run or --seed starts one")
+            else:
+                summary = _run(config, task, record, interrupts, observer)
+        finally:
+            close(task)
         observer.finish(summary)
         return summary
 

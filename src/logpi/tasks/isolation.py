@@ -25,7 +25,7 @@ from typing import Any
 
 from logpi.errors import InputError, RewardError
 from logpi.platforms import kill_group, require_posix
-from logpi.tasks.base import Reward
+from logpi.tasks.base import Reward, Task
 from logpi.tasks.rewarding import Failed
 
 IN_WORKER = "LOGPI_REWARD_WORKER"  # set in the environment of a child
@@ -82,6 +82,7 @@ class IsolatedFunction:
         for _ in range(limits.num_workers):
             self._idle.put(None)  # started when needed
         self._workers: set[_Worker] = set()
+        self._threads: ThreadPoolExecutor | None = None
         atexit.register(self.close)
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], completion_ids: Any, **columns: Any) -> list:
@@ -89,14 +90,13 @@ class IsolatedFunction:
         batch = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids, **own}
         requests = [{name: values[i] for name, values in batch.items()} for i in range(len(completions))]
         texts = [self._encoded(request) for request in requests]
-        executor = ThreadPoolExecutor(self.limits.num_workers)
+        if self._threads is None:  # kept: a child dies with the thread that started it
+            self._threads = ThreadPoolExecutor(self.limits.num_workers, thread_name_prefix="logpi-rewards")
         try:
-            return list(executor.map(self._ask, texts))
+            return list(self._threads.map(self._ask, texts))
         except BaseException:  # Ctrl-C among them: what is under way must not be waited for
             self.close()
             raise
-        finally:
-            executor.shutdown(wait=False, cancel_futures=True)
 
     def _encoded(self, request: dict[str, Any]) -> bytes:
         try:
@@ -110,7 +110,7 @@ class IsolatedFunction:
     def _ask(self, request: bytes) -> float | Failed | None:
         worker = self._idle.get()
         try:
-            if worker is None:
+            if worker is None or worker.killed:
                 worker = _Worker(self.location)
                 self._workers.add(worker)
                 worker.wait_until_ready(self.__name__)
@@ -134,7 +134,10 @@ class IsolatedFunction:
         self._workers.discard(worker)
 
     def close(self) -> None:
-        """Kill every child."""
+        """Kill every child; another call starts others."""
+        threads, self._threads = self._threads, None
+        if threads is not None:
+            threads.shutdown(wait=False, cancel_futures=True)
         for worker in list(self._workers):
             self._discard(worker)
 
@@ -143,12 +146,12 @@ class _Worker:
     """One child: requests go to its stdin, replies come over a descriptor that nothing it starts inherits."""
 
     def __init__(self, location: str):
-        self.num_calls = 0
+        self.num_calls, self.killed = 0, False
         self.output = b""
         self._replies, theirs = os.pipe()
-        command = [sys.executable, "-m", "logpi.tasks.reward_worker", location, str(theirs)]
+        program = f"from logpi.tasks.reward_worker import main; main({location!r}, {theirs})"
         self.process = subprocess.Popen(
-            command,
+            [sys.executable, "-c", program],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -222,6 +225,9 @@ class _Worker:
 
     def kill(self) -> None:
         """Kill the child and all that it started, and reap it."""
+        if self.killed:
+            return
+        self.killed = True
         kill_group(self.process.pid)
         self.process.wait()
         self._selector.close()
@@ -230,6 +236,13 @@ class _Worker:
         for pipe in (self.process.stdin, self.process.stdout):
             with contextlib.suppress(OSError):
                 pipe.close()  # type: ignore[union-attr]
+
+
+def close(task: Task | None) -> None:
+    """Kill the children of a task's rewards and metrics."""
+    for reward in () if task is None else (*task.rewards, *task.metrics):
+        if isinstance(reward.function, IsolatedFunction):
+            reward.function.close()
 
 
 def apply_limits(rewards: Sequence[Reward], limits: Limits | None) -> Iterator[Reward]:

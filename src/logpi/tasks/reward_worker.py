@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 
 from logpi.errors import LogpiError, NothingScoredError
 from logpi.platforms import die_with_parent
@@ -37,8 +36,4 @@ def main(location: str, replies: int) -> None:
         except NothingScoredError:
             reply({"value": None})
         except LogpiError as error:
-            reply({"error": str(error)})
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+            reply({"error": str(error).removeprefix(f'reward "{reward.name}": ')})
