@@ -42,5 +42,5 @@ $(VENV)/.installed: $(VENV)/.made pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.installed
-	$(PIP) -e ".[gguf,lora,data]" --group dev
+	$(PIP) -e ".[gguf,lora,data,sandbox]" --group dev
 	touch $@

@@ -15,12 +15,16 @@ from logpi.tasks.base import Reward
 from logpi.tasks.dataset import existing_file
 from logpi.tasks.rewarding import as_reward
 
+BUILT_IN = {"python_tests": "logpi.tasks.python_tests:python_tests"}
+
 
 def load_reward(location: str, weight: float = 1.0) -> Reward:
-    """Import the function that a location names, and return it as a reward."""
+    """Import the function that a location names, and return it as a reward. A bare name is one of ours: BUILT_IN."""
+    location = BUILT_IN.get(location, location)
     place, _, name = location.rpartition(":")
     if not place or not name:
-        raise InputError(f'reward "{location}": write "path/to/file.py:function" or "module:function"')
+        ours = ", ".join(f'"{name}"' for name in BUILT_IN)
+        raise InputError(f'reward "{location}": write "path/to/file.py:function", "module:function", or {ours}')
     module = _module_of_file(place) if place.endswith(".py") else _module(place, name)
     if not hasattr(module, name):
         functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
