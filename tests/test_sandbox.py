@@ -34,11 +34,13 @@ ATTACKS = {
     "list a folder": "import os; print('WON' * ('secret' in os.listdir('{tmp}')))",
     "read the environment": "import os; print('WON' * ('canary' in os.environ.get('LOGPI_TEST_SECRET', '')))",
     "read the parent's environment": (
-        "import os; print('WON' * (b'canary' in open(f'/proc/{{os.getppid()}}/environ', 'rb').read()))"
+        "import os; print('WON' * (b'PATH=' in open(f'/proc/{{os.getppid()}}/environ', 'rb').read()))"
     ),
     "write a file": "open('{tmp}/written', 'w').write('x'); print('WON')",
     "write to shared memory": "open('/dev/shm/logpi-test', 'w').write('x'); print('WON')",
     "delete a file": "import os; os.remove('{tmp}/victim'); print('WON')",
+    "change a file's times": "import os; os.utime('{tmp}/secret', (0, 0)); print('WON')",
+    "change a file's owner": "import os; os.chown('{tmp}/secret', os.getuid(), os.getgid()); print('WON')",
     "change a file's mode": "import os; os.chmod('{tmp}/secret', 0o600); print('WON')",
     "connect by TCP": "import socket; socket.create_connection(('127.0.0.1', {port}), 1); print('WON')",
     "send by UDP": ("import socket; print('WON' * (socket.socket(2, 2).sendto(b'x', ('127.0.0.1', {port})) == 1))"),
@@ -62,7 +64,9 @@ ATTACKS = {
         "print('WON')"
     ),
     "signal the parent": "import os; os.kill(os.getppid(), 0); print('WON')",
-    "trace the parent": ("import ctypes, os\nprint('WON' * (ctypes.CDLL(None).ptrace(16, os.getppid(), 0, 0) == 0))"),
+    "trace the parent": (
+        "import ctypes, os\nprint('WON' * (ctypes.CDLL(None).ptrace(0x4206, os.getppid(), 0, 0) == 0))"
+    ),
     "read the parent's memory": "import os; open(f'/proc/{{os.getppid()}}/mem', 'rb'); print('WON')",
     "take much memory": "x = bytearray(400 * 2**20); print('WON')",
     "hide much memory in a file": (
@@ -174,9 +178,20 @@ def test_a_forged_verdict_fools_a_naive_checker_and_not_ours(name):
 
 
 def test_writing_to_the_channel_helps_only_who_knows_the_values():
-    spray = "import os\nfor fd in range(3, 32):\n    try: os.write(fd, b'{\"value\": true}\\n' * 9)\n    except OSError: pass"
+    spray = """
+import os
+for fd in range(3, 32):
+    try: os.write(fd, b'{"value": true}\\n' * 9)
+    except OSError: pass
+"""
     assert python_tests([spray], [TESTS]) == [0.0]
-    hunt = "import gc, sys\ndef add(a, b):\n    f = sys._getframe()\n    while f:\n        if 'expected' in str(f.f_locals): return 5\n        f = f.f_back"
+    hunt = """
+import gc
+def add(a, b):
+    for thing in gc.get_objects():
+        if isinstance(thing, dict) and 'expected' in thing:
+            return thing['expected']
+"""
     assert python_tests([hunt], [TESTS]) == [0.0]
 
 

@@ -7,6 +7,7 @@ have limits. Where the kernel can't give all of it, nothing is run: there is no 
 from __future__ import annotations
 
 import os
+import platform
 import selectors
 import sys
 import time
@@ -18,6 +19,14 @@ from typing import Any
 from logpi.errors import InputError, missing_extra
 
 READABLE = ("/usr", "/lib", "/lib64", "/bin")  # and the interpreter's own folder
+
+# What Landlock leaves open: a file's mode, owner, times, attributes; memory in a nameless file, which no limit counts.
+DENIED = [
+    "memfd_create", "fchmod", "fchmodat", "fchown", "fchownat", "utimensat", "setxattr", "lsetxattr", "fsetxattr",
+    "removexattr", "lremovexattr", "fremovexattr",
+]  # fmt: skip
+if platform.machine() == "x86_64":
+    DENIED += ["chmod", "chown", "lchown", "utime", "utimes", "futimesat"]
 
 # Set limits that the program can't lift, read it from stdin (its length first: the rest of stdin is its own), run it.
 _STARTER = """
@@ -97,7 +106,7 @@ def run_python(program: str, given: bytes = b"", limits: SandboxLimits | None = 
         max_processes=1,
         max_open_files=32,
         no_coredump=True,
-        extra_deny_syscalls=["memfd_create"],  # its memory would count for nobody
+        extra_deny_syscalls=DENIED,
     )
     try:
         piped = sandlock.StdioMode.PIPED
