@@ -136,9 +136,10 @@ def dry_run(config: Config) -> dict[str, Any]:
     from logpi.evaluation import check_rewards
     from logpi.experience import prompt_tokens
     from logpi.policies import loading
+    from logpi.policies.model_folder import find
 
     task = _task(config)
-    source = loading.find(str(config.policy.model))
+    source = find(str(config.policy.model))
     tokenizer = loading.load_tokenizer(source)
     model_config = loading.load_config(source)
     loading.eos_token_ids(source, tokenizer, model_config)
@@ -182,7 +183,7 @@ def run(
     from logpi.evaluation import check_rewards
     from logpi.interrupts import Interrupts
     from logpi.platforms import require_posix
-    from logpi.policies.loading import find
+    from logpi.policies.model_folder import find
     from logpi.run_folder import RunFolder
     from logpi.tasks.isolation import IN_WORKER, close
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
+from jinja2.exceptions import TemplateError
 from torch import Tensor
 
 from logpi.errors import InputError
@@ -268,7 +269,10 @@ def prompt_tokens(tokenizer: Any, prompt: Prompt) -> Tensor:
             "the dataset has chat messages, but the model's tokenizer has no chat template; give prompts as plain text"
         )
     else:
-        ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
+        try:
+            ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
+        except TemplateError as error:  # SecurityError among them: a template that reaches for more than messages
+            raise InputError(f"the tokenizer's chat template can't be used: {type(error).__name__}: {error}") from error
     if not ids:
         raise InputError(f"the prompt {prompt!r:.60} has no tokens; give each row a prompt")
     return torch.tensor(ids)

@@ -1,53 +1,19 @@
-"""From a model's name to a causal-LM policy: a folder, a hub id, or one of the names below."""
+"""From a model's files to a causal-LM policy, checked."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from logpi.device import products_in, resolve_dtype
-from logpi.errors import InputError, did_you_mean
+from logpi.errors import InputError
 from logpi.policies import attention
 from logpi.policies.causal_lm import CausalLM
+from logpi.policies.model_folder import Source, find
 from logpi.randomness import Stream, library_draws
-
-HUB_NAMES = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
-EMBEDDED = "smollm2-q4"
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a model's files are: a local folder, or a hub id that transformers resolves."""
-
-    name: str
-    location: str
-
-
-def find(model: str) -> Source:
-    """Return where `model` lies, without loading it. Raises InputError for what can't be a model."""
-    if model == EMBEDDED:
-        from logpi.policies.embedded import embedded_folder
-
-        return Source(model, str(embedded_folder()))
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise InputError(f'model folder "{model}" holds no config.json; give a folder written by save_pretrained')
-        return Source(model, str(folder))
-    if model in HUB_NAMES:
-        return Source(model, HUB_NAMES[model])
-    parts = model.split("/")
-    if len(parts) == 2 and all(parts) and not model.startswith(("/", ".")):
-        return Source(model, model)
-    raise InputError(
-        f'unknown model "{model}": not a folder, not a hub id (owner/name).'
-        + did_you_mean(model, [EMBEDDED, *HUB_NAMES])
-    )
 
 
 def load_tokenizer(source: Source) -> Any:
@@ -109,7 +75,7 @@ def load_causal_lm(
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    source = find(model)
+    source = find(model, weights=True)
     tokenizer, config = load_tokenizer(source), load_config(source)
     ends = eos_token_ids(source, tokenizer, config)
     product_dtype = resolve_dtype(dtype)
