@@ -103,7 +103,7 @@ def test_links_out_of_the_folder_are_refused(folder, tmp_path):
 def test_a_header_that_cannot_be_is_refused(folder, header):
     file = folder / "model.safetensors"
     file.write_bytes(header.to_bytes(8, "little") + file.read_bytes()[8:])
-    assert f"model.safetensors is no sound safetensors file (header {header:,}" in refusal(folder)
+    assert f"model.safetensors is no sound safetensors file (a header of {header:,} bytes" in refusal(folder)
 
 
 def test_a_cut_or_huge_or_broken_file_is_refused(folder, monkeypatch):
