@@ -36,6 +36,8 @@ max_completion_length = 5
 
 [learner]
 learning_rate = 1e-3
+schedule = "{schedule}"
+warmup_steps = 1
 
 [evaluation]
 every_steps = 2
@@ -61,8 +63,9 @@ def prepare(root: Path, steps: int = 3) -> None:
     rows = [{"prompt": f"{i}+1=", "answer": str(i + 1)} for i in range(6)]
     (root / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (root / "reward.py").write_text(REWARD)
-    for name, lora, algorithm in (("full", "", 'name = "rloo"'), ("lora", "lora = { r = 4 }", PPO)):
-        text = LANGUAGE.format(root=root, steps=steps, lora=lora, algorithm=algorithm)
+    rows = (("full", "", 'name = "rloo"', "constant"), ("lora", "lora = { r = 4 }", PPO, "linear"))
+    for name, lora, algorithm, schedule in rows:
+        text = LANGUAGE.format(root=root, steps=steps, lora=lora, algorithm=algorithm, schedule=schedule)
         (root / f"{name}.toml").write_text(text)
 
 
