@@ -22,12 +22,12 @@ LEVELS = [
     {"trajectory", "masking", "randomness", "config", "device"},
     {"environments", "policies", "estimators", "losses"},  # blind to one another
     {"tasks", "rollout", "algorithms", "batching", "run_folder", "interrupts", "journal"},
-    {"learner", "checkpoint", "distributed", "diagnostics", "evaluation", "identity", "ledger"},
+    {"learner", "checkpoint", "distributed", "diagnostics", "evaluation", "identity", "ledger", "alerts"},
     {"exact", "experience", "supervised", "value_based", "metrics"},
     {"trainer"},
     {"recipes", "report"},
     {"session"},
-    {"cli", "console", "api"},
+    {"cli", "console", "api", "resume_proof"},
     {"__main__", "__init__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS, start=-3) for name in names}

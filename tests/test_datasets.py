@@ -215,7 +215,7 @@ def test_a_reward_is_found_in_a_file_and_in_a_module(tmp_path):
 
 
 BAD_LOCATIONS = {
-    "file.py": 'write "path/to/file.py:function" or "module:function"',
+    "file.py": 'write "path/to/file.py:function", "module:function", or "python_tests"',
     "file.py:": 'write "path/to/file.py:function"',
     ":f": 'write "path/to/file.py:function"',
     "{folder}/god.py:f": 'god.py: no such file. Did you mean "{folder}/good.py"?',

@@ -102,6 +102,7 @@ def at_call(monkeypatch, owner, name, number, action):
 # --- signals ----------------------------------------------------------------------------------------------------------
 
 MOMENTS = {
+    "in the first evaluation": (engine, "_decode", 2),
     "while sampling": (engine, "_decode", 9),
     "in the first gradient": (Learner, "_accumulate", 1),
     "in an update": (Learner, "update", 3),
@@ -308,13 +309,8 @@ def right(completions, **columns):
         at_call(patch, Learner, "backward", 2, die)  # step 2 is sampled, scored and in the journal
         with pytest.raises(PowerCut):
             start(tmp_path, "full", tmp_path / "run", checkpoint={"every_steps": 5})
-    assert (tmp_path / "calls").read_text().split() == [
-        "2",
-        "2",
-        "1",
-        "8",
-        "8",
-    ]  # before the run, before training, 2 steps
+    asked = (tmp_path / "calls").read_text().split()
+    assert asked == ["2", "2", "1", "8", "8"]  # before the run, before training, two steps
     kept = [Journal(tmp_path / "run" / "journal", configure(tmp_path, "full").journal_key()).read(s) for s in (1, 2)]
     start(tmp_path, "full", tmp_path / "run", checkpoint={"every_steps": 5})
     asked = (tmp_path / "calls").read_text().split()

@@ -22,7 +22,7 @@ import logpi
 from logpi import api, cli
 from logpi.algorithms import ALGORITHMS
 from logpi.config import Config, make_config, merge
-from logpi.tasks import TASKS
+from logpi.tasks import TASKS, python_tests
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", "CONTRIBUTING.md", "ARCHITECTURE.md", "CHANGELOG.md", "LOG.md"]
@@ -84,6 +84,7 @@ def workplace(tmp_path, monkeypatch):
 def run_cli(words: list[str], tiny: str) -> int:
     """Run `logpi ...` with the tiny model in place of the real one, two tiny steps in place of the run."""
     words = [tiny if word == "smollm2-q4" else word for word in words]
+    words += ["--kills", "1"] if words[0] == "prove" else []
     if words[0] == "train":
         words += ["--threads", "1"] if "--threads" not in words else []
         environment = api.resolve(words[1]).environment is not None
@@ -177,8 +178,12 @@ def test_every_configuration_is_one_and_can_be_built(page, content, workplace, t
 
 @pytest.mark.parametrize(("page", "content"), of_language("jsonl"))
 def test_shown_data_is_that_of_the_example(page, content):
-    rows = read("examples/questions.jsonl").splitlines()
-    assert set(content.splitlines()) <= set(rows) and all(json.loads(row)["answer"] for row in rows)
+    shown = [json.loads(line) for line in content.splitlines()]
+    if "tests" in shown[0]:
+        assert [len(python_tests.parsed(row["tests"], 0)) for row in shown] == [2, 1]
+        return
+    rows = [json.loads(line) for line in read("examples/questions.jsonl").splitlines()]
+    assert all(row in rows and row["answer"] for row in shown)
 
 
 def test_no_block_is_left_untested():
@@ -235,7 +240,7 @@ def test_tables_name_what_there_is(workplace, tiny):
     rows = re.findall(r"^\| `(\w+)` \|.*\|$", readme.partition("## Algorithms")[2].partition("\n## ")[0], re.MULTILINE)
     assert rows == list(ALGORITHMS)
     codes = re.findall(r"^\| (\d+) \|", readme, re.MULTILINE)
-    assert codes == ["0", "1", "2", "3", "130"]
+    assert codes == ["0", "1", "2", "3", "4", "130", "143"]
     recipes = read("docs/recipes.md")
     listed = recipes.partition("\n## ")[0]
     assert re.findall(r"^\| `([\w-]+)` \|", listed, re.MULTILINE) == api.recipe_names()

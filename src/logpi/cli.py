@@ -139,6 +139,37 @@ def sample(
 
 
 @app.command
+def prove(
+    *,
+    resume: Annotated[bool, _help("Kill small runs, go on, compare byte by byte (about a minute).")] = False,
+    kills: Annotated[int, _help("How often each of them is killed (2).")] = 2,
+    json: Json = False,
+    debug: Debug = False,
+) -> int:
+    """Prove a promise on this machine. Exit code 1 where it does not hold."""
+    from logpi import resume_proof
+    from logpi.console import visible
+
+    if not resume:
+        raise InputError("prove what? logpi prove --resume")
+    rows = []
+    for row in resume_proof.prove(kills):
+        rows.append(row)
+        moment = f"killed after step {row['killed_after_step']}" if row["killed_after_step"] else "not killed in time"
+        found = f"DIFFERENT: {', '.join(row['different'])}" if row["different"] else f"{row['files']} files the same"
+        if not json:
+            print(visible(f"{row['run']:<16}{moment}, went on: {found}"), flush=True)
+    holds = not any(row["different"] for row in rows)
+    if json:
+        _print_json({"holds": holds, "rows": rows})
+    else:
+        print(
+            "the runs ended bit for bit like the ones that nobody killed" if holds else "the promise does NOT hold here"
+        )
+    return 0 if holds else 1
+
+
+@app.command
 def recipes(*, debug: Debug = False) -> int:
     """List the recipes: command, expected score, time and hardware of each."""
     from logpi import api

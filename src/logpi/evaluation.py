@@ -65,8 +65,9 @@ def evaluate_problems(
     complete: Callable[[Sequence[Problem]], list[Trajectory]],
     decode: Callable[[Trajectory], str],
     on_failure: str = "error",
-) -> tuple[Evaluation, list[str]]:
-    """Complete each problem once, score the texts by every metric; the first is the score. Returns the texts too."""
+) -> tuple[Evaluation, list[dict[str, Any]]]:
+    """Complete each problem once, score the texts by every metric; the first is the score. Returns each text with that
+    score too."""
     trajectories = complete(problems)
     texts = [decode(t) for t in trajectories]
     prompts = [p.prompt for p in problems]
@@ -74,7 +75,9 @@ def evaluate_problems(
     ids = [t.actions.tolist() for t in trajectories]
     by_name = score(metrics, prompts, as_completions(prompts, texts), ids, columns, on_failure=on_failure).by_name
     results = {name: estimate([v for v in values if v is not None]) for name, values in by_name.items()}
-    return Evaluation(**asdict(results[metrics[0].name]), metrics=results), texts
+    first = metrics[0].name
+    scored = [{"text": text, "score": value} for text, value in zip(texts, by_name[first], strict=True)]
+    return Evaluation(**asdict(results[first]), metrics=results), scored
 
 
 def check_rewards(task: Task, on_failure: str = "error") -> dict[str, float | None]:

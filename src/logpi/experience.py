@@ -175,7 +175,7 @@ class TaskExperience:
         extras: dict[str, Any] = {"texts": texts[:8]}
         return replace(result, extras=extras | (self._full_report(step) if full else {}))
 
-    def _evaluate(self, problems: Sequence[Problem]) -> tuple[Evaluation, list[str]]:
+    def _evaluate(self, problems: Sequence[Problem]) -> tuple[Evaluation, list[dict[str, Any]]]:
         metrics = self.task.metrics or self.task.rewards
         return evaluate_problems(problems, metrics, self.complete_greedily, self.decode, self.on_failure)
 
@@ -228,22 +228,15 @@ class TaskExperience:
         if len(rows) < 2:
             return []
         first, last = rows[min(rows)]["texts"], rows[max(rows)]["texts"]
-        metric = (self.task.metrics or self.task.rewards)[0]
-        problems = list(self.task.heldout[: len(first)])
-        columns, prompts, ids = columns_of(problems), [p.prompt for p in problems], [[] for _ in problems]
-        before, after = (
-            score([metric], prompts, as_completions(prompts, texts), ids, columns, on_failure="exclude").total
-            for texts in (first, last)
-        )
         return [
             {
-                "prompt": p if isinstance(p, str) else p[-1]["content"],
-                "before": first[i],
-                "after": last[i],
-                "reward_before": before[i],
-                "reward_after": after[i],
+                "prompt": problem.prompt if isinstance(problem.prompt, str) else problem.prompt[-1]["content"],
+                "before": before["text"],
+                "after": after["text"],
+                "reward_before": before["score"],
+                "reward_after": after["score"],
             }
-            for i, p in enumerate(prompts)
+            for problem, before, after in zip(self.task.heldout, first, last, strict=False)
         ]
 
     def show(self, trajectory: Trajectory) -> dict[str, Any]:

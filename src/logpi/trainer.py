@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from logpi import checkpoint
+from logpi.alerts import alerts
 from logpi.algorithms import Algorithm, assign_credit
 from logpi.batching import minibatches
 from logpi.config import Config
@@ -61,6 +62,7 @@ class Trainer:
         self.train_seconds, self.checks_passed, self.skips_in_a_row = 0.0, 0, 0
         self.seconds: dict[str, float] = {}
         self.updates_before_step = 0
+        self.said: set[str] = set()  # alerts; each is said once a session
 
     # --- one step ----------------------------------------------------------------------------------------------
 
@@ -205,6 +207,10 @@ class Trainer:
         self.folder.append("samples.jsonl", [{"step": self.steps_done, **sample} for sample in shown])
         self.observer.step(metrics, timing, shown[self.steps_done % len(shown)])
         self.count_skips(metrics)
+        if self.config.task is not None and self.steps_done % 5 == 0:
+            scores = [row["score"] for row in self.folder.rows("evaluations.jsonl")]
+            for text in alerts(list(self.folder.rows("metrics.jsonl")), scores, self.said):
+                self.observer.note(f"step {self.steps_done}: {text}")
 
     def count_skips(self, metrics: dict[str, Any]) -> None:
         """Say what was skipped and keep its trajectories; raise NonFiniteError after too many steps in a row."""

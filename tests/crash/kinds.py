@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
+
+from logpi.resume_proof import digests
+
+__all__ = ["KINDS", "arguments", "digests", "prepare"]
 
 REWARD = """
 def right(completions, answer, **columns):
@@ -73,11 +76,3 @@ def arguments(root: Path, kind: str, run: Path, steps: int = 3) -> list[str]:
     """Return the command's words."""
     what = CARTPOLE.format(steps=steps).split() if kind == "cartpole" else [str(root / f"{kind}.toml")]
     return ["train", *what, "--run", str(run)]
-
-
-def digests(run: Path) -> dict[str, str]:
-    """Return the SHA-256 of everything that must come out the same: weights, optimiser, metrics, samples, scores."""
-    newest = max((run / "checkpoints").glob("step-*"))
-    files = [run / "metrics.jsonl", run / "samples.jsonl", run / "evaluations.jsonl", newest / "state.safetensors"]
-    files += [path for path in (run / "final").rglob("*") if path.is_file()]
-    return {str(f.relative_to(run)): hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(files)}

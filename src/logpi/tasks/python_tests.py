@@ -47,9 +47,9 @@ def python_tests(completions: Sequence[Completion], tests: Sequence[list[Any]], 
     is no sandbox.
     """
     require_sandbox()
-    parsed = [_parsed(row, index) for index, row in enumerate(tests)]
+    all_tests = [parsed(row, index) for index, row in enumerate(tests)]
     with ThreadPoolExecutor(AT_ONCE) as threads:
-        return list(threads.map(_share_passed, [program_in(completion_text(c)) for c in completions], parsed))
+        return list(threads.map(_share_passed, [program_in(completion_text(c)) for c in completions], all_tests))
 
 
 def program_in(text: str) -> str:
@@ -58,7 +58,8 @@ def program_in(text: str) -> str:
     return blocks[-1] if blocks else text
 
 
-def _parsed(tests: Any, index: int) -> list[dict[str, Any]]:
+def parsed(tests: Any, index: int) -> list[dict[str, Any]]:
+    """Return a row's tests in their first two forms. Raises InputError for one that is none of the three."""
     if not isinstance(tests, list) or not tests:
         raise InputError(f'"tests" of completion {index} is {tests!r:.60}; it must be a list of at least one test')
     return [_parsed_one(test, index) for test in tests]
