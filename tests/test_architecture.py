@@ -107,6 +107,10 @@ def room_faults(name: str, tree: ast.AST) -> list[str]:
                 allow(node, f"{verb}(), a draw without a key,")
             if any(k.arg == "allow_pickle" and not is_false(k.value) for k in node.keywords):
                 allow(node, "allow_pickle")
+        elif (
+            text in ("time.time", "datetime.now", "datetime.utcnow") and name != "session"
+        ):  # a start's date, no duration
+            allow(node, f"{text}, a clock that can jump,")
         elif text in ("sys.argv", "sys.exit"):
             allow(node, text, "cli", "console")
         elif text in ("torch.load", "torch.cpu", "torch.cuda", "torch.mps", "torch.backends.mps"):
@@ -117,8 +121,10 @@ def room_faults(name: str, tree: ast.AST) -> list[str]:
         elif isinstance(node, ast.Import | ast.ImportFrom):
             modules = [a.name for a in node.names] + [getattr(node, "module", None) or ""]
             for module in modules:
-                if module.partition(".")[0] in ("pickle", "cloudpickle", "dill", "joblib"):
+                if module.partition(".")[0] in ("pickle", "cloudpickle", "dill", "joblib", "yaml"):
                     allow(node, module)
+                if module.partition(".")[0] in ("socketserver", "http", "uvicorn", "starlette", "flask"):
+                    allow(node, f"{module}, which listens,")
             if isinstance(node, ast.ImportFrom):
                 for hidden in {f"{node.module}.{a.name}" for a in node.names} & {"sys.argv", "sys.exit", "torch.load"}:
                     allow(node, f"{hidden} under a short name")
@@ -179,6 +185,9 @@ def test_one_step_of_the_trainer_reads_on_one_screen():
         ("rollout", "torch.multinomial(p, 1)"),
         ("checkpoint", "torch.load(path)"),
         ("checkpoint", "import pickle"),
+        ("trainer", "start = time.time()"),
+        ("config", "import yaml"),
+        ("api", "from http.server import HTTPServer"),
         ("checkpoint", "from pickle import loads"),
         ("checkpoint", "np.load(path, allow_pickle=True)"),
         ("learner", "x.to('cuda:0')"),

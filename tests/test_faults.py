@@ -378,6 +378,39 @@ def test_a_prompt_that_comes_twice_in_a_step_gets_other_draws(tmp_path):
     assert any(texts[uid, 2] != texts[uid, 0] for uid in range(6) if (uid, 2) in texts)
 
 
+def test_the_inventory_holds_what_the_next_step_reads(root, tmp_path):
+    """Each entry counts: a checkpoint that lacks it, or holds something else there, can't give the same run."""
+    start(root, "lora", tmp_path / "run")
+    state = checkpoint.load(tmp_path / "run" / "checkpoints" / "step-00000002")
+    kinds = {name.split("/")[0] + "/" + name.split("/")[1] for name in state.tensors if name.startswith("optimizer")}
+    assert kinds == {"optimizer/exp_avg", "optimizer/exp_avg_sq", "optimizer/step"}
+    trained = {name.removeprefix("parameter/") for name in state.tensors if name.startswith("parameter/")}
+    assert "value_head.weight" in trained and any("lora_A" in name for name in trained)
+    assert {name.split("/", 2)[2] for name in state.tensors if name.startswith("optimizer/")} == trained
+    assert state.numbers.keys() == {
+        "num_updates", "last_learning_rate", "num_actions", "train_seconds", "checks_passed", "skips_in_a_row"
+    }  # fmt: skip
+    assert state.numbers["num_updates"] == 8 and state.numbers["last_learning_rate"] == 1e-3
+
+
+def test_state_that_does_not_fit_is_refused_by_name():
+    import models
+
+    def learner(**shape):
+        return Learner(models.policy("gpt2", **shape), models.get_algorithm("rloo"), learning_rate=1e-3)
+
+    tensors, numbers = learner().state()
+    name = next(n for n in tensors if n.endswith("wte.weight"))
+    with pytest.raises(
+        InputError, match=r"other parameters than the policy: transformer.wte.weight in one of them only"
+    ):
+        learner().restore({k: v for k, v in tensors.items() if k != name}, numbers)
+    with pytest.raises(InputError, match=r"the checkpoint's transformer.wte.weight is torch.float32 \[20, 24\]"):
+        learner().restore(tensors | {name: torch.zeros(20, 24)}, numbers)
+    with pytest.raises(InputError, match=r"is torch.float64 .* the policy's torch.float32"):
+        learner().restore({k: v.double() for k, v in tensors.items()}, numbers)
+
+
 # --- going on, longer, elsewhere --------------------------------------------------------------------------------------
 
 
@@ -599,3 +632,9 @@ def test_run_names_that_would_harm_are_refused(root, tmp_path, name, message):
     with pytest.raises(InputError, match=message):
         start(root, "full", tmp_path / name)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["../elsewhere", "a/b", "a\0b", "x" * 101, ""])
+def test_a_recipe_cannot_name_a_folder_elsewhere(root, name):
+    with pytest.raises(InputError, match="recipe"):
+        configure(root, "full", recipe=name)

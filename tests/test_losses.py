@@ -155,3 +155,10 @@ def test_micro_batches_add_up_with_global_weights_and_would_not_with_local_ones(
     lucky = len(parts) == 5 and reduction is not losses.per_token
     local = slope(parts, lambda part: reduction(part.mask) / len(parts))
     assert lucky or (local - whole).norm() > 0.01 * whole.norm()
+
+
+@pytest.mark.parametrize("surrogate", [losses.importance_ratio, losses.clipped_ratio])
+def test_a_ratio_that_overflows_is_not_hidden(surrogate):
+    """The learner skips an update whose loss is not finite: an overflow must reach the loss, not become a number."""
+    loss = surrogate(torch.tensor([[800.0, 0.0]]), torch.zeros(1, 2), torch.tensor([[-1.0, -1.0]]))
+    assert not bool(torch.isfinite(loss[0, 0])) and float(loss[0, 1]) == 1.0

@@ -258,6 +258,18 @@ def _is_section(annotation) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
+def test_every_fault_has_a_test_or_a_reason():
+    rows = re.findall(r"^\| (\d+) \| (.+) \| (.+) \| (.+) \|$", read("docs/reliability.md"), re.MULTILINE)
+    assert [int(row[0]) for row in rows] == list(range(1, 79))
+    tests = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    for number, _, what, where in rows:
+        names = re.findall(r"`(test_\w+)`", where)
+        assert all(re.search(rf"^def {name}\(", tests, re.MULTILINE) for name in names), (number, names)
+        files = re.findall(r"`(test_\w+\.py)`", where)
+        assert all((ROOT / "tests" / file).is_file() for file in files), (number, files)
+        assert names or files or "[C]" in where or where == "the same" or ("none" in what and where == "–"), number
+
+
 def test_every_metric_is_explained(workplace, tiny):
     page = read("docs/metrics.md")
     known = set(re.findall(r"`([^`\n]+)`", "".join(line for line in page.splitlines(True) if line.startswith("| `"))))

@@ -130,7 +130,7 @@ class CheckpointConfig(Section):
 class Config(Section):
     """A whole run."""
 
-    recipe: str = "custom"
+    recipe: str = Field(default="custom", max_length=100, pattern=r"^[^/\\\x00-\x1f\x7f]+$")
     """Names the run folder."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     max_steps: int = Field(default=100, ge=1)
