@@ -348,6 +348,15 @@ def test_rows_survive_what_text_can_hold_and_a_torn_line(tmp_path):
     assert (tmp_path / "samples.jsonl").read_bytes().endswith(b"\n")
 
 
+def test_rows_that_damage_took_are_said(root, tmp_path):
+    start(root, "full", tmp_path / "run", max_steps=2)
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    (tmp_path / "run" / "metrics.jsonl").write_text(lines[0][:-5] + "\n" + lines[1] + "\n")
+    told = Notes()
+    start(root, "full", tmp_path / "run", observer=told)
+    assert "metrics.jsonl was damaged: it lacks the rows of 2 steps, 1 first" in told.notes
+
+
 def test_the_ledger_sees_what_is_missing_twice_there_or_not_planned():
     def row(step, uid, sample, reward=1.0):
         return {"step": step, "prompt_uid": uid, "sample": sample, "reward": reward}

@@ -16,6 +16,12 @@ from logpi.storage import TEMPORARY, flush_file, remove_temporary, storing, writ
 MAY_CHANGE = ("max_steps", "checkpoint.every_steps", "checkpoint.keep")
 ROWS = ("metrics.jsonl", "timing.jsonl", "samples.jsonl", "evaluations.jsonl")
 LOCK = "lock"
+NEEDED = {
+    "config.json": ("recipe", "seed", "policy"),
+    "run.json": ("run_id", "fingerprints", "machine"),
+    "summary.json": ("status", "steps"),
+    "fork.json": ("run", "step"),
+}
 
 
 class RunFolder:
@@ -84,12 +90,17 @@ class RunFolder:
 
     # --- files -------------------------------------------------------------------------------------------------
 
-    def read_json(self, name: str) -> Any:
+    def read_json(self, name: str) -> dict[str, Any] | None:
         """Return a file's content, None where there is no such file. Raises InputError for one that is damaged."""
         file = self.path / name
+        if not file.is_file():
+            return None
         try:
-            return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-        except ValueError as error:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            if missing := [key for key in NEEDED.get(name, ()) if key not in content]:
+                raise ValueError(f"it has no {missing[0]}")
+            return dict(content)
+        except (ValueError, TypeError, RecursionError) as error:
             raise InputError(f"{file} is damaged ({error}); restore it, or name another folder with --run") from error
 
     def write_json(self, name: str, content: Any) -> None:
@@ -114,20 +125,24 @@ class RunFolder:
                     flush_file(self.path / name)
 
     def rows(self, name: str) -> Iterator[dict[str, Any]]:
-        """Yield a JSON-lines file's whole rows; a torn last line is not one."""
+        """Yield a JSON-lines file's whole rows; a torn last line is not one, and what follows damage is not read."""
         file = self.path / name
         if file.is_file():
             for line in file.read_bytes().split(b"\n"):
                 try:
-                    yield json.loads(line)
-                except ValueError:
+                    row = json.loads(line)
+                except (ValueError, RecursionError):
                     return
+                if not isinstance(row, dict):
+                    return
+                yield row
 
     def cut_back(self, step: int) -> None:
         """Keep the rows of steps up to `step` only: what came after the checkpoint will be done, and written, again."""
         for name in ROWS:
             if (self.path / name).is_file():
-                self.write_text(name, "".join(_line(row) for row in self.rows(name) if row["step"] <= step))
+                kept = [row for row in self.rows(name) if isinstance(row.get("step"), int) and row["step"] <= step]
+                self.write_text(name, "".join(map(_line, kept)))
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

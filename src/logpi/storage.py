@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from logpi.errors import StorageError
 from logpi.platforms import flush_folder, flush_to_disk
 
@@ -34,11 +32,13 @@ _REMEDIES = {
 
 @contextmanager
 def storing(path: Path, num_bytes: int | None = None) -> Iterator[None]:
-    """Turn an OSError inside into a StorageError that names the file, what is needed and free, and the remedy."""
+    """Turn an operating system's error inside into a StorageError: the file, what is needed and free, the remedy."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        inner = re.search(r"os error (\d+)", str(error))  # how safetensors, written in Rust, reports it
+    except Exception as error:
+        inner = re.search(r"\(os error (\d+)\)", str(error))  # how safetensors and tokenizers, in Rust, report it
+        if not isinstance(error, OSError) and inner is None:
+            raise
         number = error.errno if isinstance(error, OSError) else int(inner[1]) if inner else None
         remedy = _REMEDIES.get(number or 0, str(error))
         size = "" if num_bytes is None else f" ({num_bytes:,} bytes; {free_bytes(path):,} are free)"

@@ -257,6 +257,12 @@ class Trainer:
             self.checks_passed = state.numbers["checks_passed"]
             self.skips_in_a_row = state.numbers["skips_in_a_row"]
         self.folder.cut_back(self.steps_done)
+        missing = set(range(self.first_step + 1, self.steps_done + 1))
+        missing -= {row["step"] for row in self.folder.rows("metrics.jsonl")}
+        if missing:
+            self.observer.note(
+                f"metrics.jsonl was damaged: it lacks the rows of {len(missing)} steps, {min(missing)} first"
+            )
 
 
 def scored(trajectories: list[Trajectory], step: int) -> list[Trajectory]:

@@ -44,9 +44,11 @@ def work(job: dict) -> dict:
         first = supervise(lambda: command(job), folder, **options)
         hit = None if first.hit is None else [first.hit.call, *first.hit.paths]
         outcome |= {"first": first.status, "hit": hit, "num_events": len(first.events)}
+    start = time.monotonic()
     last = supervise(lambda: command(job), folder)
     calls = [[event.call, *event.paths] for event in last.events]
-    return outcome | {"last": last.status, "events": calls if not outcome else len(calls)}
+    seconds = time.monotonic() - start
+    return outcome | {"last": last.status, "events": calls if not outcome else len(calls), "seconds": seconds}
 
 
 def killed_after(job: dict, seconds: float) -> int:

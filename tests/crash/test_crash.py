@@ -28,8 +28,9 @@ def root(tmp_path_factory):
 def play(root: Path, jobs: list[dict], steps: int = 3) -> list[dict]:
     """Do the jobs ({"kind", how the first start ends}); return them with their outcomes and folders."""
     for job in jobs:
-        job["name"] = "-".join(key if value is True else str(value) for key, value in job.items())
+        job["name"] = "-".join(key if value is True else f"{key}-{value}" for key, value in job.items())
         run = root / job["name"] / "run"
+        run.parent.mkdir()  # by us, so that every run makes the same calls
         job |= {"folder": str(run), "log": f"{root}/{job['name']}.log"}
         job["arguments"] = arguments(root, job["kind"], run, steps)
     (root / "jobs.json").write_text(json.dumps(jobs))
@@ -133,11 +134,12 @@ def test_a_full_disk_at_every_write(root, whole):
 @pytest.mark.slow
 def test_killed_at_random_times_of_longer_runs(tmp_path):
     prepare(tmp_path, steps=12)
-    whole = {}
+    whole, seconds = {}, {}
     for job in play(tmp_path, [{"kind": kind, "whole": True} for kind in KINDS], steps=12):
         whole[job["kind"]] = (job["events"], digests(Path(job["folder"])))
+        seconds[job["kind"]] = job["seconds"]
     draw = random.Random(0)
-    jobs = [{"kind": kind, "after": round(draw.uniform(0.05, 4.0), 3)} for _ in range(40) for kind in KINDS]
+    jobs = [{"kind": kind, "after": round(draw.uniform(0.02, seconds[kind]), 4)} for _ in range(48) for kind in KINDS]
     jobs = [job | {"hit": None} for job in play(tmp_path, jobs, steps=12)]
     assert sum(job["first"] == -9 for job in jobs) >= 100  # the others had already ended
     check(whole, jobs, first=(-9, 0))

@@ -253,7 +253,10 @@ def _listed(name: str, result: Any, num_completions: int) -> Any:
     if len(result) != num_completions:
         raise RewardError(f'reward "{name}": returned {len(result)} values for {num_completions} completions; '
                           "return one per completion, in their order (None where it does not apply)")  # fmt: skip
-    return result
+    try:
+        return [result[index] for index in range(num_completions)]
+    except Exception as error:
+        raise _raised(name, error) from error
 
 
 def _number(name: str, value: Any, index: int) -> float | None:
