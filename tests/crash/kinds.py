@@ -55,6 +55,11 @@ CARTPOLE = (
     "cartpole --max-steps {steps} --rollout.num-generations 4 --evaluation.num-episodes 4 "
     "--evaluation.every-actions 64 --checkpoint.every-steps 1 --algorithm.num-minibatches 2"
 )
+SMOLLM2 = (
+    "smollm2-addition --max-steps {steps} --threads 1 --task.num-heldout 20 --rollout.num-prompts 4 "
+    "--rollout.num-generations 4 --rollout.max-completion-length 8 --evaluation.every-steps 2 "
+    "--evaluation.full-report false --checkpoint.every-steps 1 --checkpoint.keep 1"
+)
 KINDS = ("full", "lora", "cartpole")
 
 
@@ -74,5 +79,6 @@ def prepare(root: Path, steps: int = 3) -> None:
 
 def arguments(root: Path, kind: str, run: Path, steps: int = 3) -> list[str]:
     """Return the command's words."""
-    what = CARTPOLE.format(steps=steps).split() if kind == "cartpole" else [str(root / f"{kind}.toml")]
+    packaged = {"cartpole": CARTPOLE, "smollm2": SMOLLM2}
+    what = packaged[kind].format(steps=steps).split() if kind in packaged else [str(root / f"{kind}.toml")]
     return ["train", *what, "--run", str(run)]

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from kinds import KINDS, arguments, digests, prepare
+
+from logpi.errors import InputError
 
 HERE = Path(__file__).parent
 pytestmark = [pytest.mark.skipif(sys.platform != "linux", reason="seccomp"), pytest.mark.timeout(7200)]
@@ -143,3 +146,29 @@ def test_killed_at_random_times_of_longer_runs(tmp_path):
     jobs = [job | {"hit": None} for job in play(tmp_path, jobs, steps=12)]
     assert sum(job["first"] == -9 for job in jobs) >= 100  # the others had already ended
     check(whole, jobs, first=(-9, 0))
+
+
+@pytest.mark.slow
+def test_smollm2_killed_at_five_points(tmp_path):
+    from logpi.policies.embedded import embedded_folder
+
+    try:
+        embedded_folder()
+    except InputError as error:
+        pytest.skip(str(error))
+    (job,) = play(tmp_path, [{"kind": "smollm2", "whole": True}])
+    assert job["last"] == 0, Path(job["log"]).read_text()
+    whole = {"smollm2": (job["events"], digests(Path(job["folder"])))}
+    calls = [(e[0], " ".join(e[1:])) for e in job["events"]]
+    named = [
+        ("fsync", "journal/.tmp-step-00000001"),
+        ("write", "checkpoints/.tmp-step-00000001"),
+        ("write", "samples.jsonl"),
+        ("rename", "checkpoints/step-00000002"),
+        ("write", ".tmp-final"),
+    ]
+    kills = [next(i for i, (c, paths) in enumerate(calls) if c == call and text in paths) for call, text in named]
+    for kill in kills:  # one after the other: each holds three checkpoints of 1.6 GB
+        jobs = play(tmp_path, [{"kind": "smollm2", "kill_at": kill, "torn": True}])
+        check(whole, jobs)
+        shutil.rmtree(Path(jobs[0]["folder"]))
