@@ -101,7 +101,7 @@ def minibatch(learner: Learner, trajectories: list[Trajectory], *, several_updat
     """Take trajectories through the stages before the gradient, as the trainer does."""
     batch = learner.annotate(make_batch(trajectories), several_updates=several_updates)
     batch = assign_credit(learner.algorithm, batch)
-    return next(minibatches(batch, learner.algorithm.reduction))
+    return next(minibatches(batch, learner.algorithm.token_weights))
 
 
 def gradient(

@@ -107,9 +107,9 @@ def estimated_gradient(
             **algorithm.options_of(algorithm.advantage),
         )  # fmt: skip
         loss = algorithm.surrogate(
-            log_probs, log_probs.detach(), advantages, **algorithm.options_of(algorithm.surrogate)
+            log_probs, log_probs.detach(), advantages, batch.mask, **algorithm.options_of(algorithm.surrogate)
         )
-        loss = masked_sum(loss * algorithm.reduction(batch.mask) * torch.tensor(weights)[:, None], batch.mask)
+        loss = masked_sum(loss * algorithm.token_weights(batch.mask) * torch.tensor(weights)[:, None], batch.mask)
         total -= torch.autograd.grad(loss, logits)[0]  # a loss descends
     return total
 

@@ -14,6 +14,7 @@ from logpi.trajectory import Trajectory, make_batch
 SURROGATES = [losses.score_function, losses.importance_ratio, losses.clipped_ratio]
 REDUCTIONS = [losses.per_trajectory, losses.per_token, losses.per_sequence]
 RATIOS = [0.5, 0.79, 0.81, 1.0, 1.19, 1.24, 1.29, 2.0]
+EVERY = torch.ones(64, dtype=torch.bool)  # a mask without padding
 KL = [losses.kl_k1, losses.kl_k2, losses.kl_k3]
 
 
@@ -38,7 +39,7 @@ def test_on_policy_every_surrogate_climbs_the_score_times_the_advantage(surrogat
 
     def loss(logits):
         log_probs = logits.log_softmax(-1).gather(1, actions[:, None])[:, 0]
-        return surrogate(log_probs, log_probs.detach(), advantages)
+        return surrogate(log_probs, log_probs.detach(), advantages, EVERY[:6])
 
     # ∇ log softmax = onehot − π; the loss descends, so −A times that
     score = torch.nn.functional.one_hot(actions, 4) - logits.softmax(-1)
@@ -50,7 +51,9 @@ def test_off_policy_gradients_in_closed_form(surrogate):
     old, log_probs = torch.tensor([-1.0, -2.0, -0.5, -3.0]), torch.tensor([-1.1, -1.9, -0.55, -3.02])
     advantages = torch.tensor([2.0, -1.0, 0.5, 0.0])
     ratio = torch.ones(4) if surrogate is losses.score_function else torch.exp(log_probs - old)  # inside the clip
-    torch.testing.assert_close(gradient(lambda p: surrogate(p, old, advantages), log_probs), -ratio * advantages)
+    torch.testing.assert_close(
+        gradient(lambda p: surrogate(p, old, advantages, EVERY[:4]), log_probs), -ratio * advantages
+    )
 
 
 @pytest.mark.parametrize(("advantage", "ratio"), list(product([1.3, -1.3], RATIOS)))
@@ -60,7 +63,7 @@ def test_clip_truth_table(advantage, ratio, epsilon_high):
     old, log_prob, a = torch.tensor([-1.5]), torch.tensor([-1.5]) + torch.tensor(ratio).log(), torch.tensor([advantage])
 
     def loss(log_probs):
-        return losses.clipped_ratio(log_probs, old, a, epsilon=0.2, epsilon_high=epsilon_high)
+        return losses.clipped_ratio(log_probs, old, a, EVERY[:1], epsilon=0.2, epsilon_high=epsilon_high)
 
     # only what has already moved far enough in its advantage's direction stops
     stopped = (advantage > 0 and ratio > 1 + high) or (advantage < 0 and ratio < 0.8)
@@ -75,8 +78,10 @@ def test_an_infinite_clip_is_the_plain_ratio():
     generator = torch.Generator().manual_seed(1)
     old, log_probs, advantages = (torch.randn(50, generator=generator) for _ in range(3))
     infinite = dict(epsilon=float("inf"), epsilon_high=float("inf"))
-    found = gradient(lambda p: losses.clipped_ratio(p, old, advantages, **infinite), log_probs)
-    assert torch.equal(found, gradient(lambda p: losses.importance_ratio(p, old, advantages), log_probs))
+    found = gradient(lambda p: losses.clipped_ratio(p, old, advantages, EVERY[: len(p)], **infinite), log_probs)
+    assert torch.equal(
+        found, gradient(lambda p: losses.importance_ratio(p, old, advantages, EVERY[: len(p)]), log_probs)
+    )
 
 
 def test_kl_values_and_gradients_in_closed_form():
@@ -145,7 +150,7 @@ def test_micro_batches_add_up_with_global_weights_and_would_not_with_local_ones(
         for rows in map(torch.tensor, parts):
             part = batch.select(rows)
             log_probs = features[rows][:, : part.mask.shape[1]] @ at
-            loss = losses.importance_ratio(log_probs, part.old_log_probs, part.advantages) * weights_of(part)
+            loss = losses.importance_ratio(log_probs, part.old_log_probs, part.advantages, part.mask) * weights_of(part)
             masked_sum(loss, part.mask).backward()
         return at.grad
 
@@ -160,5 +165,5 @@ def test_micro_batches_add_up_with_global_weights_and_would_not_with_local_ones(
 @pytest.mark.parametrize("surrogate", [losses.importance_ratio, losses.clipped_ratio])
 def test_a_ratio_that_overflows_is_not_hidden(surrogate):
     """The learner skips an update whose loss is not finite: an overflow must reach the loss, not become a number."""
-    loss = surrogate(torch.tensor([[800.0, 0.0]]), torch.zeros(1, 2), torch.tensor([[-1.0, -1.0]]))
+    loss = surrogate(torch.tensor([[800.0, 0.0]]), torch.zeros(1, 2), torch.tensor([[-1.0, -1.0]]), EVERY[None, :2])
     assert not bool(torch.isfinite(loss[0, 0])) and float(loss[0, 1]) == 1.0

@@ -28,22 +28,33 @@ class Algorithm:
     name: str
     advantage: Callable[..., Tensor]
     surrogate: Callable[..., Tensor]
-    reduction: Callable[[Tensor], Tensor]
+    reduction: Callable[..., Tensor]
     kl: str
     source: str
     options: Mapping[str, float] = field(default_factory=dict)
     beta: float = 0.0
-    uses_groups: bool = False
+    uses_groups: bool = False  # compares trajectories of one prompt: needs at least 2
     uses_values: bool = False
+    uses_batch: bool = False  # an advantage depends on other prompts' rewards too
+    deviations: str = ""  # from the source
 
     def option_names(self) -> set[str]:
         """Return the options that some cell of this row reads."""
         return {
             name
-            for cell in (self.advantage, self.surrogate)
+            for cell in self.cells
             for name, parameter in inspect.signature(cell).parameters.items()
             if parameter.kind is parameter.KEYWORD_ONLY
         }
+
+    @property
+    def cells(self) -> tuple[Callable, ...]:
+        """The functions of this row."""
+        return self.advantage, self.surrogate, self.reduction
+
+    def token_weights(self, mask: Tensor) -> Tensor:
+        """Return what each action counts in the loss; `mask` is that of all trajectories behind one optimiser step."""
+        return self.reduction(mask, **self.options_of(self.reduction))
 
     def options_of(self, cell: Callable) -> dict[str, float]:
         """Return the options that `cell` takes."""
@@ -63,13 +74,12 @@ class Algorithm:
         """Return the objective in one line, for the run's record and its first screen."""
         values = {
             name: parameter.default
-            for cell in (self.advantage, self.surrogate)
+            for cell in self.cells
             for name, parameter in inspect.signature(cell).parameters.items()
             if parameter.kind is parameter.KEYWORD_ONLY
         } | dict(self.options)
         shown = ", ".join(f"{k}={v}" for k, v in sorted(values.items()) if v is not None)
-        text = f"maximise Σ_t w_t·{_FORMULAS[self.surrogate.__name__]}, {_FORMULAS[self.advantage.__name__]}, "
-        text += _FORMULAS[self.reduction.__name__]
+        text = f"maximise Σ_t w_t·{_formula(self.surrogate)}, {_formula(self.advantage)}, {_formula(self.reduction)}"
         if self.beta:
             text += f"; KL: {self.kl}, beta={self.beta}"
         return text + (f"; {shown}" if shown else "")
@@ -85,10 +95,25 @@ _FORMULAS = {
     "leave_one_out": "A = R_i − mean of the others' R",
     "group_standardised": "A = (R_i − mean R)/(std R + ε_std)",
     "generalised_advantage": "A_t = Σ_l (γλ)^l δ_{t+l}",
+    "n_step_advantage": "A_t = Σ_{k<n} γ^k r_{t+k} + γ^n V_{t+n} − V_t",
+    "group_centred": "A = R_i − mean R",
+    "length_weighted_leave_one_out": "A = R_i − the others' mean R, weighted by length",
+    "relative_to_mean": "A = (R_i − mean R)/mean R",
+    "batch_standardised": "A = (R_i − batch mean)/(batch std + ε_std)",
+    "group_centred_batch_standardised": "A = (R_i − mean R)/(batch std + ε_std)",
+    "sequence_ratio": "min(s·A, clip(s, 1−ε, 1+ε_high)·A), s = (π/π_old)^(1/length)",
+    "weighted_score_function": "sg(min(π/π_old, ε_high))·log π·A",
+    "per_budget": "w = 1/(trajectories·budget)",
     "per_trajectory": "w = 1/trajectories",
     "per_token": "w = 1/all tokens",
     "per_sequence": "w = 1/(trajectories·own length)",
 }
+
+
+def _formula(cell: Callable) -> str:
+    """Return a cell in one line: ours from the table above, another by its name."""
+    return _FORMULAS.get(cell.__name__, f"{cell.__name__}(…)")
+
 
 _ROWS = (
     Algorithm(
@@ -135,6 +160,84 @@ _ROWS = (
         uses_groups=True,
     ),
     Algorithm(
+        "dr_grpo",
+        estimators.group_centred,
+        losses.clipped_ratio,
+        losses.per_budget,
+        "k3_in_loss",
+        "Liu et al. 2025, arXiv 2503.20783",
+        uses_groups=True,
+    ),
+    Algorithm(
+        "opo",
+        estimators.length_weighted_leave_one_out,
+        losses.clipped_ratio,
+        losses.per_trajectory,
+        "k1_in_reward",
+        "Hao et al. 2025, arXiv 2505.23585",
+        uses_groups=True,
+        deviations="the baseline leaves the own reward out, which makes it unbiased",
+    ),
+    Algorithm(
+        "maxrl",
+        estimators.relative_to_mean,
+        losses.clipped_ratio,
+        losses.per_trajectory,
+        "k1_in_reward",
+        "Tajwar et al. 2026, arXiv 2602.02710",
+        uses_groups=True,
+    ),
+    Algorithm(
+        "reinforce_pp",
+        estimators.batch_standardised,
+        losses.clipped_ratio,
+        losses.per_token,
+        "k1_in_reward",
+        "Hu et al. 2025, arXiv 2501.03262",
+        uses_batch=True,
+        deviations="rewards are standardised over trajectories, not over tokens",
+    ),
+    Algorithm(
+        "reinforce_pp_baseline",
+        estimators.group_centred_batch_standardised,
+        losses.clipped_ratio,
+        losses.per_token,
+        "k3_in_loss",
+        "Hu et al. 2025, arXiv 2501.03262",
+        uses_groups=True,
+        uses_batch=True,
+        deviations="rewards are standardised over trajectories, not over tokens",
+    ),
+    Algorithm(
+        "gspo",
+        estimators.group_standardised,
+        losses.sequence_ratio,
+        losses.per_sequence,
+        "k3_in_loss",
+        "Zheng et al. 2025, arXiv 2507.18071",
+        uses_groups=True,
+    ),
+    Algorithm(
+        "cispo",
+        estimators.group_standardised,
+        losses.weighted_score_function,
+        losses.per_token,
+        "k3_in_loss",
+        "MiniMax 2025, arXiv 2506.13585",
+        uses_groups=True,
+        deviations="no lower clip, and 5 as the upper one (Khatri et al. 2025, ScaleRL)",
+    ),
+    Algorithm(
+        "a2c",
+        estimators.n_step_advantage,
+        losses.score_function,
+        losses.per_token,
+        "k1_in_reward",
+        "Mnih et al. 2016, arXiv 1602.01783",
+        uses_values=True,
+        deviations="synchronous, on whole trajectories",
+    ),
+    Algorithm(
         "ppo",
         estimators.generalised_advantage,
         losses.clipped_ratio,
@@ -153,6 +256,29 @@ def get_algorithm(name: str) -> Algorithm:
     if name not in ALGORITHMS:
         raise InputError(f'unknown algorithm "{name}".{did_you_mean(name, ALGORITHMS)}')
     return ALGORITHMS[name]
+
+
+def register(row: Algorithm) -> None:
+    """Add a row of one's own. Raises InputError for a name that is taken, or a cell that can't be called as the others
+    are: options are keyword-only arguments with a default."""
+    if row.name in ALGORITHMS:
+        raise InputError(f'algorithm "{row.name}" exists already; name yours otherwise')
+    wanted = (("advantage", row.advantage, 5), ("surrogate", row.surrogate, 4), ("reduction", row.reduction, 1))
+    for what, cell, count in wanted:
+        parameters = inspect.signature(cell).parameters.values()
+        positional = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+        if len(positional) != count:
+            like = ", ".join(inspect.signature(getattr(ALGORITHMS["rloo"], what)).parameters)
+            raise InputError(
+                f'algorithm "{row.name}": its {what} takes ({", ".join(positional)}), it must take ({like})'
+            )
+        if free := [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]:
+            raise InputError(
+                f'algorithm "{row.name}": the option "{free[0]}" of its {what} has no default; give it one'
+            )
+    if row.kl not in KL_PLACES:
+        raise InputError(f'algorithm "{row.name}": kl="{row.kl}".{did_you_mean(row.kl, KL_PLACES)}')
+    ALGORITHMS[row.name] = row
 
 
 def assign_credit(algorithm: Algorithm, batch: Batch, *, standardise: bool = False) -> Batch:

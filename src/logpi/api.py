@@ -5,48 +5,20 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from logpi.config import Config, make_config, merge, read_toml
-from logpi.errors import InputError, did_you_mean
+from logpi.errors import InputError
+from logpi.recipes import recipe_header, recipe_names, recipe_path, resolve
 
-# --- recipes and configurations --------------------------------------------------------------------------------
-
-
-def recipe_names() -> list[str]:
-    """Return the names of the recipes that come with logpi."""
-    folder = resources.files("logpi") / "recipes"
-    return sorted(file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml"))
-
-
-def recipe_path(name: str) -> Path:
-    """Return the file of a recipe, or of a path to one's own. Raises InputError with the nearest name."""
-    if name.endswith(".toml"):
-        return Path(name).expanduser()
-    if name not in recipe_names():
-        raise InputError(f'unknown recipe "{name}".{did_you_mean(name, recipe_names())} Or give a FILE.toml.')
-    return Path(str(resources.files("logpi") / "recipes" / f"{name}.toml"))
-
-
-def recipe_header(name: str) -> str:
-    """Return the comment at the head of a recipe: command, expected score, time, hardware."""
-    lines = recipe_path(name).read_text(encoding="utf-8").splitlines()
-    head = lines[: next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))]
-    return "\n".join(line.lstrip("# ") for line in head)
-
-
-def resolve(recipe: str, overrides: Mapping[str, Any] | None = None) -> Config:
-    """Read a recipe or file, put overrides on top, check everything."""
-    path = recipe_path(recipe)
-    values = read_toml(path)
-    make_config({"recipe": path.stem, **values}, str(path))  # so that an error names the file where it is the file's
-    return make_config(merge({"recipe": path.stem, **values}, overrides or {}), f"{path.name} with the options given")
-
+__all__ = [
+    "build", "dry_run", "evaluate_run", "prove_gradients", "recipe_header", "recipe_names", "resolve", "run",
+    "sample_run", "train",
+]  # fmt: skip
 
 # --- what stands before a run ----------------------------------------------------------------------------------
 
@@ -54,10 +26,26 @@ def resolve(recipe: str, overrides: Mapping[str, Any] | None = None) -> Config:
 def _algorithm(config: Config) -> Any:
     from logpi.algorithms import get_algorithm
 
-    options = config.algorithm.model_dump(
-        include={"gamma", "gae_lambda", "epsilon", "epsilon_high", "std_epsilon", "beta"}
-    )
-    return get_algorithm(config.algorithm.name).with_options(**options)
+    names = {"gamma", "gae_lambda", "epsilon", "epsilon_high", "std_epsilon", "n_steps", "budget", "beta"}
+    load_modules(config.modules)
+    row = get_algorithm(config.algorithm.name)
+    if "budget" in row.option_names():
+        row = row.with_options(budget=float(config.rollout.max_completion_length))
+    return row.with_options(**config.algorithm.model_dump(include=names), **config.algorithm.options)
+
+
+def load_modules(files: Sequence[str]) -> None:
+    """Import Python files that register algorithms; one that was imported before is not imported again."""
+    from logpi.tasks.reward_loading import module_of_file
+
+    for file in files:
+        place = str(Path(file).expanduser().resolve())
+        if place not in _LOADED:
+            module_of_file(place)
+            _LOADED.add(place)
+
+
+_LOADED: set[str] = set()
 
 
 def _task(config: Config) -> Any:
@@ -387,3 +375,12 @@ def sample_run(run: str, prompt: str, num: int = 4) -> list[dict[str, Any]]:
         }
         for t in drawn
     ]
+
+
+def prove_gradients(algorithm: str | None = None, module: str | None = None) -> Iterator[dict[str, Any]]:
+    """Yield a row for each algorithm (or one) and set-up: how its mean gradient relates to the exact one."""
+    from logpi.algorithms import ALGORITHMS, get_algorithm
+    from logpi.exact import prove
+
+    load_modules([] if module is None else [module])
+    yield from prove([get_algorithm(algorithm)] if algorithm else list(ALGORITHMS.values()))

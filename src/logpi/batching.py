@@ -14,7 +14,7 @@ from logpi.trajectory import Batch
 
 def minibatches(
     batch: Batch,
-    reduction: Callable[[Tensor], Tensor],
+    token_weights: Callable[[Tensor], Tensor],
     *,
     updates: int = 1,
     num_minibatches: int = 1,
@@ -36,7 +36,7 @@ def minibatches(
             chunks = [torch.isin(units, names[part]).nonzero()[:, 0] for part in order.chunk(num_minibatches)]
         for rows in chunks:
             part = batch.select(rows)
-            yield replace(part, token_weights=reduction(part.mask))
+            yield replace(part, token_weights=token_weights(part.mask))
 
 
 def micro_batches(batch: Batch, max_tokens: int) -> Iterator[Tensor]:

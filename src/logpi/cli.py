@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -141,32 +141,42 @@ def sample(
 @app.command
 def prove(
     *,
-    resume: Annotated[bool, _help("Kill small runs, go on, compare byte by byte (about a minute).")] = False,
-    kills: Annotated[int, _help("How often each of them is killed (2).")] = 2,
+    algorithm: Annotated[str | None, _help("One algorithm; without it, all of them.")] = None,
+    module: Annotated[str | None, _help("A Python file that registers algorithms of your own.")] = None,
+    resume: Annotated[bool, _help("Kill small runs, go on, compare byte by byte instead.")] = False,
+    kills: Annotated[int, _help("With --resume: how often each run is killed (2).")] = 2,
     json: Json = False,
     debug: Debug = False,
 ) -> int:
-    """Prove a promise on this machine. Exit code 1 where it does not hold."""
-    from logpi import resume_proof
-    from logpi.console import visible
+    """Prove the gradients by enumeration: what each algorithm's averages to, against the exact one. About a minute."""
+    from logpi import api, console
 
-    if not resume:
-        raise InputError("prove what? logpi prove --resume")
-    rows = []
-    for row in resume_proof.prove(kills):
-        rows.append(row)
-        moment = f"killed after step {row['killed_after_step']}" if row["killed_after_step"] else "not killed in time"
-        found = f"DIFFERENT: {', '.join(row['different'])}" if row["different"] else f"{row['files']} files the same"
-        if not json:
-            print(visible(f"{row['run']:<16}{moment}, went on: {found}"), flush=True)
-    holds = not any(row["different"] for row in rows)
+    if resume:
+        from logpi import resume_proof
+
+        rows = _shown(resume_proof.prove(kills), console.resume_row, json)
+        holds = not any(row["different"] for row in rows)
+        if json:
+            _print_json({"holds": holds, "rows": rows})
+        else:
+            print(
+                "they ended bit for bit like the runs that nobody killed" if holds else "the promise does NOT hold here"
+            )
+        return 0 if holds else 1
+    rows = _shown(api.prove_gradients(algorithm, module), console.bias_row, json, console.BIAS_HEAD)
     if json:
-        _print_json({"holds": holds, "rows": rows})
-    else:
-        print(
-            "the runs ended bit for bit like the ones that nobody killed" if holds else "the promise does NOT hold here"
-        )
-    return 0 if holds else 1
+        _print_json({"rows": rows})
+    return 0
+
+
+def _shown(rows: Iterator[dict], line: Callable[[dict], str], json: bool, head: str = "") -> list[dict]:
+    """Print each row as it comes, unless JSON is asked for; return them all."""
+    found = []
+    for row in rows:
+        if not json:
+            print(*([head] if head and not found else []), line(row), sep="\n", flush=True)
+        found.append(row)
+    return found
 
 
 @app.command
@@ -244,7 +254,7 @@ def _check_known(option: str, path: str) -> None:
     from logpi.config import Config
 
     known = list(_field_paths(Config))
-    if path not in known and not path.startswith("task."):
+    if path not in known and not path.startswith(("task.", "algorithm.options.")):
         options = ["--" + name.replace("_", "-") for name in known if "." in name]
         raise InputError(f"unknown option {option}.{did_you_mean(option.replace('_', '-'), options)}")
 

@@ -13,6 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from logpi.errors import InputError, did_you_mean
 
+# The algorithms that need more than one completion a prompt; the table itself needs torch, this module must not.
+COMPARE_WITHIN_GROUPS = (
+    "reinforce_baseline", "rloo", "grpo", "dr_grpo", "opo", "maxrl", "reinforce_pp_baseline", "gspo", "cispo",
+)  # fmt: skip
+
 
 class Section(BaseModel):
     """A frozen part of the configuration; keys it does not know are errors."""
@@ -78,8 +83,14 @@ class AlgorithmConfig(Section):
     epsilon: float | None = Field(default=None, gt=0)
     epsilon_high: float | None = Field(default=None, gt=0)
     std_epsilon: float | None = Field(default=None, ge=0)
+    n_steps: int | None = Field(default=None, ge=1)
+    """Of a2c: rewards that are summed before the value function takes over."""
+    budget: float | None = Field(default=None, gt=0)
+    """Of dr_grpo: the constant that it divides by; None: rollout.max_completion_length."""
     beta: float | None = Field(default=None, ge=0)
     """Weight of the KL penalty against the starting policy."""
+    options: dict[str, float] = {}
+    """Of a row of one's own: what its functions take besides the options above."""
     standardise_advantages: bool = False
     """Divide by the batch's standard deviation after centring: a bias, of use with a value function."""
     updates_per_rollout: int = Field(default=1, ge=1)
@@ -130,6 +141,8 @@ class CheckpointConfig(Section):
 class Config(Section):
     """A whole run."""
 
+    modules: tuple[str, ...] = ()
+    """Python files that are imported first: they register algorithms of one's own."""
     recipe: str = Field(default="custom", max_length=100, pattern=r"^[^/\\\x00-\x1f\x7f]+$")
     """Names the run folder."""
     seed: int = Field(default=0, ge=0, lt=2**31)
@@ -161,7 +174,7 @@ class Config(Section):
             raise ValueError("policy.model names a language model: leave it out for an environment")
         if self.policy.kind == "causal_lm" and not self.policy.model:
             raise ValueError('policy.model is missing: name a folder, a hub id or "smollm2-q4" (--model)')
-        if self.rollout.num_generations == 1 and self.algorithm.name in ("rloo", "grpo", "reinforce_baseline"):
+        if self.rollout.num_generations == 1 and self.algorithm.name in COMPARE_WITHIN_GROUPS:
             raise ValueError(
                 f'rollout.num_generations=1: algorithm "{self.algorithm.name}" compares completions of one prompt and '
                 'needs at least 2; raise num_generations or pick algorithm "reinforce"'

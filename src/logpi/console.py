@@ -297,3 +297,20 @@ def _cell(value: Any) -> str:
     if isinstance(value, Mapping) and "score" in value:
         return interval(value) + (f"  n={value['n']}" if "n" in value else "")
     return number(value) if isinstance(value, float) else visible(value)
+
+
+BIAS_HEAD = f"{'algorithm':<22}{'rewards':<18}{'class':<24}{'error':>9}{'scale':>9}{'off':>9}{'variance':>10}"
+
+
+def bias_row(row: Mapping[str, Any]) -> str:
+    """Return one line of the table that `logpi prove` prints; `BIAS_HEAD` stands above it."""
+    figures = f"{row['relative_error']:>9.1e}{row['scale']:>9.3g}{row['off_direction']:>9.1e}{row['variance']:>10.2f}"
+    return f"{visible(row['name']):<22}{row['rewards']:<18}{row['class']:<24}{figures}"
+
+
+def resume_row(row: Mapping[str, Any]) -> str:
+    """Return one line of what `logpi prove --resume` prints."""
+    step = row["killed_after_step"]
+    moment = "ended before it could be killed" if step is None else f"killed after step {step}"
+    found = f"DIFFERENT: {', '.join(row['different'])}" if row["different"] else f"{row['files']} files the same"
+    return visible(f"{row['run']:<16}{moment}, went on: {found}")

@@ -183,7 +183,7 @@ class Learner:
         out = self.policy.evaluate(batch.actions, batch.mask, batch.truncated, batch.inputs)
         old_log_probs = out.log_probs.detach() if batch.old_log_probs is None else batch.old_log_probs
         options = self.algorithm.options_of(self.algorithm.surrogate)
-        per_token = self.algorithm.surrogate(out.log_probs, old_log_probs, batch.advantages, **options)
+        per_token = self.algorithm.surrogate(out.log_probs, old_log_probs, batch.advantages, batch.mask, **options)
         found: dict[str, float] = {}
         if self._kl_in_loss:
             assert batch.reference_log_probs is not None

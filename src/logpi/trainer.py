@@ -87,7 +87,7 @@ class Trainer:
         updates: list[Update] = []
         for minibatch in minibatches(
             batch,
-            self.algorithm.reduction,
+            self.algorithm.token_weights,
             updates=options.updates_per_rollout,
             num_minibatches=options.num_minibatches,
             seed=self.config.seed,

@@ -6,8 +6,14 @@ to the same loss and gradient.
 """
 
 from logpi.losses.kl import kl_k1, kl_k2, kl_k3
-from logpi.losses.policy import clipped_ratio, importance_ratio, score_function
-from logpi.losses.reductions import per_sequence, per_token, per_trajectory
+from logpi.losses.policy import (
+    clipped_ratio,
+    importance_ratio,
+    score_function,
+    sequence_ratio,
+    weighted_score_function,
+)
+from logpi.losses.reductions import per_budget, per_sequence, per_token, per_trajectory
 from logpi.losses.value import squared_error
 
 __all__ = [
@@ -16,9 +22,12 @@ __all__ = [
     "kl_k1",
     "kl_k2",
     "kl_k3",
+    "per_budget",
     "per_sequence",
     "per_token",
     "per_trajectory",
     "score_function",
+    "sequence_ratio",
     "squared_error",
+    "weighted_score_function",
 ]

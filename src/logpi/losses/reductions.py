@@ -1,4 +1,4 @@
-"""What each action counts in the loss: `(mask) -> token_weights`, [batch, time] -> [batch, time].
+"""What each action counts in the loss: `(mask, *, options) -> token_weights`, [batch, time] -> [batch, time].
 
 The mask is that of all trajectories behind one optimiser step, so the denominator is global by construction.
 """
@@ -24,3 +24,9 @@ def per_sequence(mask: Bool[Tensor, "batch time"]) -> Float[Tensor, "batch time"
     """1/(B |o_i|): mean over a trajectory's actions, then over trajectories (Shao et al. 2024). Length-biased."""
     weights = mask.to(torch.float64)
     return weights / mask.sum(1, keepdim=True).clamp(min=1) / mask.shape[0]
+
+
+def per_budget(mask: Bool[Tensor, "batch time"], *, budget: float = 256.0) -> Float[Tensor, "batch time"]:
+    """1/(B L), L a constant (Liu et al. 2025, Dr. GRPO: the longest completion allowed). The exact gradient's weighting
+    up to the constant 1/L."""
+    return mask.to(torch.float64) / mask.shape[0] / budget

@@ -25,7 +25,7 @@ def load_reward(location: str, weight: float = 1.0) -> Reward:
     if not place or not name:
         ours = ", ".join(f'"{name}"' for name in BUILT_IN)
         raise InputError(f'reward "{location}": write "path/to/file.py:function", "module:function", or {ours}')
-    module = _module_of_file(place) if place.endswith(".py") else _module(place, name)
+    module = module_of_file(place) if place.endswith(".py") else _module(place, name)
     if not hasattr(module, name):
         functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise InputError(f'reward "{location}": {place} has no function "{name}".{did_you_mean(name, functions)}')
@@ -35,7 +35,8 @@ def load_reward(location: str, weight: float = 1.0) -> Reward:
     return as_reward(function, weight)
 
 
-def _module_of_file(place: str) -> ModuleType:
+def module_of_file(place: str) -> ModuleType:
+    """Import a Python file under a name of its own. Raises InputError with what it raised."""
     path = existing_file(place).resolve()
     unique = f"{path.stem}_{hashlib.blake2b(str(path).encode(), digest_size=4).hexdigest()}"
     spec = importlib.util.spec_from_file_location(unique, path)

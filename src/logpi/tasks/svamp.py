@@ -3,16 +3,51 @@
 from __future__ import annotations
 
 import math
+import operator
 import re
+from collections.abc import Sequence
+from typing import Any
 
 from logpi.errors import InputError, did_you_mean
-from logpi.tasks.answers import last_number, strict
+from logpi.tasks.answers import NUMBER, last_number, number_in, strict
 from logpi.tasks.base import Problem, Task
 from logpi.tasks.dataset import Row, Source
 from logpi.tasks.problems import Heldout, cell, chat, check_template, load_split, prompt_text
-from logpi.tasks.rewarding import as_reward
+from logpi.tasks.rewarding import Completion, as_reward, completion_text
 
-REWARDS = {"last_number": last_number, "strict": strict}
+# a op b = c, the last one in a text; × may be written x or *, ÷ as /
+NUMERAL = r"([0-9]+(?:\.[0-9]+)?)"
+EQUATION = re.compile(rf"{NUMERAL}\s*([-+*/x×÷−])\s*{NUMERAL}\s*=\s*\$?{NUMERAL}")
+OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
+SPELLINGS = str.maketrans({"x": "*", "×": "*", "÷": "/", "−": "-"})
+ATTEMPT, TRUE_EQUATION = 0.1, 0.3  # of `graded`
+
+
+def graded(
+    completions: Sequence[Completion], answer: Sequence[str], numbers: Sequence[list[str]], **_: Any
+) -> list[float]:
+    """Give 1 where the last number is the answer; else 0.3 for a last equation that is true and has two numbers of the
+    question on its left, 0.1 where it is not true. For models that seldom come to an answer at first."""
+    texts = [completion_text(c) for c in completions]
+    right = last_number(completions, answer)
+    return [max(full, _attempt(text, given)) for text, full, given in zip(texts, right, numbers)]
+
+
+def _attempt(text: str, given: list[str]) -> float:
+    found = EQUATION.findall(text)
+    if not found:
+        return 0.0
+    left, sign, right, result = found[-1]
+    a, b, c = number_in(left), number_in(right), number_in(result)
+    known = {number_in(number) for number in given}
+    if a is None or b is None or c is None or not {a, b} <= known:
+        return 0.0
+    sign = sign.translate(SPELLINGS)
+    is_true = not (sign == "/" and b == 0) and OPERATIONS[sign](a, b) == c
+    return TRUE_EQUATION if is_true else ATTEMPT
+
+
+REWARDS = {"last_number": last_number, "strict": strict, "graded": graded}
 
 
 def svamp(
@@ -34,7 +69,9 @@ def svamp(
         if not math.isfinite(answer):
             raise InputError(f'{source_name}: row {index}: "Answer" is {answer}; it must be a finite number')
         text = f"{int(answer)}" if answer == int(answer) else f"{answer}"
-        return Problem(index, chat(template.format(question=f"{body} {question}".strip())), {"answer": text})
+        asked = f"{body} {question}".strip()
+        columns = {"answer": text, "numbers": NUMBER.findall(asked)}
+        return Problem(index, chat(template.format(question=asked)), columns)
 
     train, held = load_split(data, heldout, seed, to_problem)
     examples = [(prompt_text(problem.prompt), problem.columns["answer"]) for problem in train[:8]]

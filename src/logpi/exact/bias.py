@@ -1,0 +1,154 @@
+"""What an algorithm's gradient averages to, over every group that can be sampled, against the exact gradient.
+
+Every multiset of G completions goes, with its multinomial probability, through the library's own batch, advantage, loss
+and backward. A group is a batch of its own: denominators and batch statistics are those of one prompt's group.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from itertools import combinations_with_replacement
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from logpi.algorithms import Algorithm, assign_credit
+from logpi.exact import tabular
+from logpi.exact.tabular import COMPLETIONS, NUM_PROMPTS, TabularPolicy
+from logpi.learner import Learner
+from logpi.trajectory import Batch, make_batch
+
+GROUP_SIZE = 4  # with 2 or 3 completions and 0/1 rewards the group's standard deviation is a constant: no bias shows
+GROUPS_AT_ONCE = 64
+EXACT = 1e-9
+
+
+@dataclass(frozen=True)
+class Measured:
+    """How the mean gradient ĝ of an algorithm relates to the exact ∇J."""
+
+    relative_error: float  # |ĝ − ∇J| / |∇J|
+    scale: float  # k = ⟨ĝ, ∇J⟩/|∇J|²: the step length
+    off_direction: float  # |ĝ − k∇J| / |k∇J|: the part that is not parallel
+    variance: float  # E|g − ĝ|² of one group's gradient, over |ĝ|²
+
+
+def measure(
+    algorithm: Algorithm, kind: str = "binary", group_size: int = GROUP_SIZE, values: str = "wrong"
+) -> Measured:
+    """Enumerate one algorithm. `kind`: the rewards (binary, real, dense); `values`: of a value function, exact or
+    wrong."""
+    policy = TabularPolicy()
+    if algorithm.uses_values:
+        table = tabular.exact_values(policy, kind) if values == "exact" else tabular.wrong_values()
+        policy = TabularPolicy(table)
+    learner = Learner(policy, algorithm, learning_rate=1.0, micro_batch_tokens=10**9, value_coef=0.0)
+    mean, square = torch.zeros_like(policy.logits), 0.0
+    for batch, chances in _batches(kind, group_size):
+        batch = _weighed(learner, algorithm, batch, chances)
+        learner.backward(batch)
+        assert policy.logits.grad is not None
+        mean -= policy.logits.grad  # a loss descends
+        square += _mean_square(learner, policy, batch, chances)
+    exact = tabular.exact_gradient(policy, kind)
+    scale = float((mean * exact).sum() / (exact * exact).sum())
+    norm = float(exact.norm())
+    return Measured(
+        relative_error=float((mean - exact).norm()) / norm,
+        scale=scale,
+        off_direction=float((mean / scale - exact).norm()) / norm if scale else math.inf,
+        variance=(square - float((mean * mean).sum())) / float((mean * mean).sum()),
+    )
+
+
+def verdict(found: list[Measured]) -> str:
+    """Return the class of an algorithm from what was measured on several rewards."""
+    if all(m.relative_error <= EXACT for m in found):
+        return "exact"
+    same_scale = max(m.scale for m in found) - min(m.scale for m in found) <= EXACT
+    if all(m.off_direction <= EXACT for m in found):
+        return "exact up to a constant" if same_scale else "exact direction"
+    return "biased"
+
+
+def prove(algorithms: list[Algorithm]) -> Iterator[dict[str, Any]]:
+    """Yield a row for each algorithm and set-up: name, rewards, class and what was measured. The class is of the
+    algorithm: what holds in every set-up that it is meant for (a value function's: that its values are wrong)."""
+    for algorithm in algorithms:
+        settings = [("binary", "wrong"), ("real", "wrong"), ("real", "exact")][: 3 if algorithm.uses_values else 2]
+        found = [measure(algorithm, kind, values=values) for kind, values in settings]
+        name = verdict(found[:2])
+        for (kind, values), measured in zip(settings, found, strict=True):
+            shown = f"{kind}, {values} V" if algorithm.uses_values else kind
+            row = {"name": algorithm.name, "rewards": shown, "group_size": GROUP_SIZE, "class": name}
+            yield row | asdict(measured)
+
+
+@cache
+def _batches(kind: str, group_size: int) -> list[tuple[Batch, Tensor]]:
+    """Return every group as batches, with each group's probability [groups] (prompts equally likely)."""
+    policy = TabularPolicy()
+    chance = tabular.probabilities(policy).detach()
+    groups = [
+        (x, m) for x in range(NUM_PROMPTS) for m in combinations_with_replacement(range(len(COMPLETIONS)), group_size)
+    ]
+    order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(5)).tolist()  # prompts share batches
+    out = []
+    for start in range(0, len(order), GROUPS_AT_ONCE):
+        trajectories, chances = [], []
+        for name, place in enumerate(order[start : start + GROUPS_AT_ONCE]):
+            x, members = groups[place]
+            orders = math.factorial(group_size) // math.prod(math.factorial(n) for n in Counter(members).values())
+            chances.append(orders * float(chance[x, list(members)].prod()) / NUM_PROMPTS)
+            trajectories += [tabular.trajectory(policy, kind, x, i, name, s) for s, i in enumerate(members)]
+        out.append((make_batch(trajectories), torch.tensor(chances, dtype=torch.float64)))
+    return out
+
+
+def _weighed(learner: Learner, algorithm: Algorithm, batch: Batch, chances: Tensor) -> Batch:
+    """Fill in advantages and token weights, each group on its own, times the group's probability."""
+    batch = learner.annotate(batch, several_updates=False)
+    parts = list(_groups(batch)) if algorithm.uses_batch else []
+    if parts:
+        credited = [assign_credit(algorithm, batch.select(rows)).advantages for rows in parts]
+        advantages = torch.zeros_like(batch.rewards)
+        for rows, found in zip(parts, credited, strict=True):
+            assert found is not None
+            advantages[rows, : found.shape[1]] = found
+        batch = replace(batch, advantages=advantages, value_targets=batch.values)
+    else:
+        batch = assign_credit(algorithm, batch)
+    weights = torch.zeros_like(batch.rewards)
+    for rows, chance in zip(_groups(batch), chances, strict=True):
+        weights[rows] = algorithm.token_weights(batch.mask[rows]) * chance
+    return replace(batch, token_weights=weights)
+
+
+def _groups(batch: Batch) -> Iterator[Tensor]:
+    size = int((batch.group == batch.group[0]).sum())
+    return iter(torch.arange(len(batch)).split(size))  # made in order, all of one size
+
+
+def _mean_square(learner: Learner, policy: TabularPolicy, batch: Batch, chances: Tensor) -> float:
+    """Return Σ_groups probability · |gradient of the group|², from what each action's log-prob adds to the loss.
+
+    ∂loss/∂logits = Σ_t c_t (1{a_t} − π(·|s_t)), c_t = ∂loss/∂log π_t.
+    """
+    loss = learner.loss(batch)[0]
+    assert policy.evaluated is not None
+    slopes = torch.autograd.grad(loss, policy.evaluated)[0][batch.mask]
+    pi = policy.log_probs().detach().exp().flatten(0, 1)  # [prompt and prefix, actions]
+    lengths = batch.lengths
+    prompt = torch.stack([i[0] for i in batch.inputs]).repeat_interleave(lengths)
+    state = prompt * len(tabular.PREFIXES) + torch.cat([i[1:] for i in batch.inputs])
+    group = torch.arange(len(chances)).repeat_interleave(len(batch) // len(chances)).repeat_interleave(lengths)
+    scores = torch.nn.functional.one_hot(batch.actions[batch.mask], pi.shape[-1]) - pi[state]
+    found = torch.zeros(len(chances) * len(pi), pi.shape[-1], dtype=torch.float64)
+    found.index_add_(0, group * len(pi) + state, slopes[:, None] * scores)
+    squares = found.pow(2).reshape(len(chances), -1).sum(1)
+    return float((squares / chances).sum())  # the weights hold the probability once

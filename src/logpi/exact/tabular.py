@@ -1,0 +1,145 @@
+"""A language model of two prompts, three tokens and 15 completions each: everything about it can be summed exactly.
+
+A softmax a prompt and prefix over {end, 1, 2}, at most 3 tokens: 7 completions that ended, 8 that were cut. Prompt 0
+mostly fails, prompt 1 mostly succeeds. float64 throughout.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from logpi.policies.base import PolicyOutput
+from logpi.trajectory import Trajectory
+
+END, VOCABULARY, MAX_LENGTH, NUM_PROMPTS = 0, 3, 3, 2
+PREFIXES: list[tuple[int, ...]] = [p for n in range(MAX_LENGTH) for p in product((1, 2), repeat=n)]
+COMPLETIONS = [(*p, END) for p in PREFIXES] + list(product((1, 2), repeat=MAX_LENGTH))
+REWARDS = ("binary", "real", "dense")
+
+
+def states(completion: tuple[int, ...]) -> Tensor:
+    """Return the index of the prefix before each action, [time]."""
+    return torch.tensor([PREFIXES.index(completion[:t]) for t in range(len(completion))])
+
+
+def rewards(kind: str, prompt: int, index: int) -> tuple[float, ...]:
+    """Return the reward of each action of a completion. binary and real come at its last action, real is positive;
+    dense comes at every action and never knows what follows."""
+    completion = COMPLETIONS[index]
+    if kind == "dense":
+        seen = [sum((a + 2) * 4.3**i for i, a in enumerate(completion[: t + 1])) for t in range(len(completion))]
+        return tuple(math.sin(7 * prompt + x) for x in seen)
+    success = float(2 in completion)
+    real = 1.1 + math.sin(5 * prompt + 3 * index) + success * len(completion)
+    return (*[0.0] * (len(completion) - 1), success if kind == "binary" else real)
+
+
+class TabularPolicy:
+    """π(a | prompt, prefix) = softmax(logits[prompt, prefix])_a; V from a table, where there is one.
+
+    `inputs` of a trajectory are its prompt and states, [time + 1]. It remembers the log-probs of its last evaluation:
+    a gradient can then be taken apart into what each action adds.
+    """
+
+    def __init__(self, values: Tensor | None = None):
+        """`values`: [prompts, prefixes]; without them the policy has no value function."""
+        draws = torch.Generator().manual_seed(0)
+        logits = torch.randn(NUM_PROMPTS, len(PREFIXES), VOCABULARY, generator=draws, dtype=torch.float64)
+        logits[0, :, 2] -= 2.0
+        logits[1, :, 2] += 2.5
+        self.logits = nn.Parameter(logits)
+        self.values = values
+        self.has_values = values is not None
+        self.evaluated: Tensor | None = None
+
+    def log_probs(self) -> Tensor:
+        """Return log π of every action in every state, [prompts, prefixes, actions]."""
+        return self.logits.log_softmax(-1)
+
+    def evaluate(self, actions: Tensor, mask: Tensor, truncated: Tensor, inputs: tuple[Any, ...]) -> PolicyOutput:
+        prompts = torch.tensor([int(i[0]) for i in inputs])[:, None]
+        at = torch.zeros_like(actions)
+        for row, i in enumerate(inputs):
+            at[row, : len(i) - 1] = i[1:]
+        chosen = torch.where(mask, self.log_probs()[prompts, at, actions], 0.0)
+        self.evaluated = chosen
+        values = None if self.values is None else torch.where(mask, self.values[prompts, at], 0.0)
+        final = None if values is None else torch.zeros(len(actions), dtype=torch.float64)
+        return PolicyOutput(chosen, torch.zeros_like(chosen), values, final)
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        return {"logits": self.logits}
+
+    def frozen_copy(self) -> TabularPolicy:
+        copied = TabularPolicy()
+        copied.logits = nn.Parameter(self.logits.detach().clone(), requires_grad=False)
+        return copied
+
+    def weights_changed(self) -> None:
+        """Nothing is derived from the weights."""
+
+
+def log_probability(log_probs: Tensor, prompt: int, completion: tuple[int, ...]) -> Tensor:
+    """Return log π(completion | prompt)."""
+    return log_probs[prompt, states(completion), torch.tensor(completion)].sum()
+
+
+def probabilities(policy: TabularPolicy) -> Tensor:
+    """Return the probability of every completion, [prompts, completions], differentiable; rows sum to 1."""
+    log_probs = policy.log_probs()
+    rows = [[log_probability(log_probs, x, y) for y in COMPLETIONS] for x in range(NUM_PROMPTS)]
+    return torch.stack([torch.stack(row) for row in rows]).exp()
+
+
+def mean_rewards(policy: TabularPolicy, kind: str) -> Tensor:
+    """Return J of each prompt, Σ_y π(y|x) R(x, y), by summing over every completion, [prompts]."""
+    totals = [[sum(rewards(kind, x, i)) for i in range(len(COMPLETIONS))] for x in range(NUM_PROMPTS)]
+    return (probabilities(policy) * torch.tensor(totals, dtype=torch.float64)).sum(1)
+
+
+def exact_gradient(policy: TabularPolicy, kind: str) -> Tensor:
+    """Return ∇J, J the mean over prompts: autograd through the sum, no score function anywhere."""
+    return torch.autograd.grad(mean_rewards(policy, kind).mean(), policy.logits)[0]
+
+
+def exact_values(policy: TabularPolicy, kind: str) -> Tensor:
+    """Return V^π of every state: the mean of the rewards to come, [prompts, prefixes]."""
+    chance = probabilities(policy).detach()
+    out = torch.zeros(NUM_PROMPTS, len(PREFIXES), dtype=torch.float64)
+    for x in range(NUM_PROMPTS):
+        for s, prefix in enumerate(PREFIXES):
+            n = len(prefix)
+            through = [i for i, y in enumerate(COMPLETIONS) if len(y) > n and y[:n] == prefix]
+            to_come = sum(chance[x, i] * sum(rewards(kind, x, i)[n:]) for i in through)
+            out[x, s] = to_come / chance[x, through].sum()
+    return out
+
+
+def wrong_values() -> Tensor:
+    """Return a value table that has nothing to do with the rewards, [prompts, prefixes]."""
+    return torch.sin(3.0 * torch.arange(NUM_PROMPTS, dtype=torch.float64)[:, None] + 5.0 * torch.arange(len(PREFIXES)))
+
+
+def trajectory(policy: TabularPolicy, kind: str, prompt: int, index: int, group: int, sample: int) -> Trajectory:
+    """Return a completion as the sampler would have recorded it."""
+    completion = COMPLETIONS[index]
+    at, actions = states(completion), torch.tensor(completion)
+    ended = completion[-1] == END
+    return Trajectory(
+        prompt_uid=prompt,
+        sample=sample,
+        group=group,
+        policy_version=0,
+        actions=actions,
+        behavior_log_probs=policy.log_probs().detach()[prompt, at, actions],
+        entropies=torch.zeros(len(completion), dtype=torch.float64),
+        inputs=torch.cat([torch.tensor([prompt]), at]),
+        terminated=ended,
+        truncated=not ended,
+        rewards=torch.tensor(rewards(kind, prompt, index), dtype=torch.float64),
+    )

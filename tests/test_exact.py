@@ -1,0 +1,327 @@
+"""The oracle, judged: an enumeration written anew in NumPy, closed forms, and a broken estimator that must be seen."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from dataclasses import replace
+from itertools import combinations_with_replacement, product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from logpi import api, cli, estimators, losses
+from logpi.algorithms import ALGORITHMS, assign_credit, get_algorithm, register
+from logpi.config import COMPARE_WITHIN_GROUPS
+from logpi.errors import InputError
+from logpi.exact import TabularPolicy, measure, tabular, verdict
+from logpi.learner import Learner
+from logpi.trajectory import make_batch
+
+EXACT_ROWS = {"reinforce", "reinforce_to_go", "reinforce_baseline", "rloo", "opo"}
+OWN = Path(__file__).parents[1] / "examples" / "own_algorithm.py"
+
+# --- in NumPy, from the formulas alone ------------------------------------------------------------------------------
+
+PREFIXES = [p for n in range(3) for p in product((1, 2), repeat=n)]
+ENDED = [(*p, 0) for p in PREFIXES] + list(product((1, 2), repeat=3))
+
+
+def by_hand(name: str, returns: np.ndarray, to_go: list[np.ndarray], lengths: np.ndarray, values=None):
+    """Return (advantage of each action, weight of each action) of one group, as lists over its members."""
+    g = len(returns)
+    mean = returns.mean()
+    others = [(returns.sum() - r) / (g - 1) for r in returns]
+    spread = returns.std(ddof=1)
+    each = {
+        "reinforce": lambda i: returns[i],
+        "rloo": lambda i: returns[i] - others[i],
+        "grpo": lambda i: 0.0 if spread == 0 else (returns[i] - mean) / (spread + 1e-4),
+        "dr_grpo": lambda i: returns[i] - mean,
+        "opo": lambda i: returns[i] - (lengths @ returns - lengths[i] * returns[i]) / (lengths.sum() - lengths[i]),
+        "maxrl": lambda i: (returns[i] - mean) / mean if mean else 0.0,
+        "reinforce_pp": lambda i: (returns[i] - mean) / (returns.std() + 1e-8),
+    }
+    each |= {"gspo": each["grpo"], "cispo": each["grpo"], "reinforce_pp_baseline": each["reinforce_pp"]}
+    if name == "reinforce_to_go":
+        advantages = to_go
+    elif name == "reinforce_baseline":
+        advantages = [np.empty(n) for n in lengths]
+        for i, t in [(m, t) for m in range(g) for t in range(lengths[m])]:
+            running = [to_go[j][t] for j in range(g) if j != i and lengths[j] > t]
+            ran = [x for j in range(g) if j != i for x in to_go[j]]
+            advantages[i][t] = to_go[i][t] - (np.mean(running) if running else np.mean(ran))
+    elif name in ("ppo", "a2c"):
+        advantages = values  # the value rows' own, see below
+    else:
+        advantages = [np.full(n, each[name](i)) for i, n in enumerate(lengths)]
+    weight = {
+        "grpo": lambda n: 1 / (g * n), "gspo": lambda n: 1 / (g * n), "dr_grpo": lambda n: 1 / (g * 256.0),
+        "cispo": lambda n: 1 / lengths.sum(), "reinforce_pp": lambda n: 1 / lengths.sum(),
+        "reinforce_pp_baseline": lambda n: 1 / lengths.sum(), "ppo": lambda n: 1 / lengths.sum(),
+        "a2c": lambda n: 1 / lengths.sum(),
+    }.get(name, lambda n: 1 / g)  # fmt: skip
+    return advantages, [np.full(n, weight(n)) for n in lengths]
+
+
+def numpy_figures(name: str, kind: str, logits: np.ndarray, v: np.ndarray) -> tuple[float, float, float, float]:
+    """Return (relative error, scale, off direction, variance) of a row, everything enumerated in NumPy."""
+    pi = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    at = [[PREFIXES.index(y[:t]) for t in range(len(y))] for y in ENDED]
+    chance = np.array([[np.prod([pi[x, s, a] for s, a in zip(at[i], y)]) for i, y in enumerate(ENDED)] for x in (0, 1)])
+    reward = [[np.array(tabular.rewards(kind, x, i)) for i in range(15)] for x in (0, 1)]
+    scores = np.zeros((2, 15, 3, *pi.shape))  # [prompt, completion, time, ...]: ∇log π of each action
+    for x, i in product((0, 1), range(15)):
+        for t, (s, a) in enumerate(zip(at[i], ENDED[i])):
+            scores[x, i, t, x, s] = np.eye(3)[a] - pi[x, s]
+    exact = sum(chance[x, i] * reward[x][i].sum() * scores[x, i].sum(0) for x in (0, 1) for i in range(15)) / 2
+    lengths = np.array([len(y) for y in ENDED])
+
+    def credit(x, i):
+        """The value rows' advantages: GAE with λ 0.95, and the return minus V (5 steps reach every end)."""
+        own, out = v[x][at[i]], np.zeros(lengths[i])
+        running = 0.0
+        for t in reversed(range(lengths[i])):
+            after = own[t + 1] if t + 1 < lengths[i] else 0.0
+            running = reward[x][i][t] + after - own[t] + 0.95 * running
+            out[t] = running if name == "ppo" else reward[x][i][t:].sum() - own[t]
+        return out
+
+    to_go = [[np.cumsum(reward[x][i][::-1])[::-1] for i in range(15)] for x in (0, 1)]
+    mean, square = np.zeros_like(pi), 0.0
+    for x in (0, 1):
+        for members in combinations_with_replacement(range(15), 4):
+            m = list(members)
+            ways = math.factorial(4) / math.prod(math.factorial(n) for n in Counter(m).values())
+            p = ways * np.prod(chance[x, m]) / 2
+            returns = np.array([reward[x][i].sum() for i in m])
+            values = [credit(x, i) for i in m] if name in ("ppo", "a2c") else None
+            a, w = by_hand(name, returns, [to_go[x][i] for i in m], lengths[m], values)
+            g = sum(np.tensordot(a[k] * w[k], scores[x, i, : lengths[i]], 1) for k, i in enumerate(m))
+            mean += p * g
+            square += p * (g**2).sum()
+    scale = (mean * exact).sum() / (exact**2).sum()
+    norm = np.linalg.norm(exact)
+    size = (mean**2).sum()
+    return np.linalg.norm(mean - exact) / norm, scale, np.linalg.norm(mean / scale - exact) / norm, square / size - 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("kind", ["binary", "real"])
+@pytest.mark.parametrize("name", list(ALGORITHMS))
+def test_every_figure_is_that_of_an_enumeration_in_numpy(name, kind):
+    policy = TabularPolicy()
+    found = measure(get_algorithm(name), kind)
+    expected = numpy_figures(name, kind, policy.logits.detach().numpy(), tabular.wrong_values().numpy())
+    assert (found.relative_error, found.scale, found.off_direction, found.variance) == pytest.approx(
+        expected, rel=1e-9, abs=1e-9
+    )
+
+
+# --- classes --------------------------------------------------------------------------------------------------------
+
+
+def test_the_fixture_is_what_it_says():
+    policy = TabularPolicy()
+    chance = tabular.probabilities(policy)
+    torch.testing.assert_close(chance.sum(1), torch.ones(2, dtype=torch.float64), rtol=0, atol=1e-14)
+    low, high = tabular.mean_rewards(policy, "binary").tolist()
+    assert low < 0.3 and high > 0.7 and {len(y) for y in tabular.COMPLETIONS} == {1, 2, 3}
+    for kind in tabular.REWARDS:  # and once more by central differences
+        exact, direction = tabular.exact_gradient(policy, kind), torch.randn(policy.logits.shape, dtype=torch.float64)
+        with torch.no_grad():
+            policy.logits += 1e-6 * direction
+            up = tabular.mean_rewards(policy, kind).mean()
+            policy.logits -= 2e-6 * direction
+            down = tabular.mean_rewards(policy, kind).mean()
+            policy.logits += 1e-6 * direction
+        assert float((exact * direction).sum()) == pytest.approx(float(up - down) / 2e-6, rel=1e-6)
+
+
+def test_the_command_proves_what_is_exact_and_measures_what_is_not(capsys):
+    with pytest.raises(SystemExit) as exit:
+        cli.main(["prove", "--json"])
+    assert exit.value.code == 0
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+    assert list(dict.fromkeys(row["name"] for row in rows)) == list(ALGORITHMS)
+    assert set(rows[0]) == {
+        "name", "rewards", "group_size", "class", "relative_error", "scale", "off_direction", "variance",
+    }  # fmt: skip
+    for name in ALGORITHMS:
+        own = [row for row in rows if row["name"] == name]
+        if name in EXACT_ROWS:
+            assert all(r["class"] == "exact" and r["relative_error"] <= 1e-9 and r["scale"] == 1 for r in own) or all(
+                r["relative_error"] <= 1e-9 for r in own
+            )
+        elif name == "dr_grpo":
+            assert all(r["class"] == "exact up to a constant" and r["off_direction"] <= 1e-9 for r in own)
+            assert all(r["scale"] == pytest.approx(3 / 4 / 256, rel=1e-12) for r in own)  # (G−1)/G, over the budget
+        else:
+            assert all(r["class"] == "biased" for r in own) and max(r["off_direction"] for r in own) >= 1e-3
+    variance = {(row["name"], row["rewards"]): row["variance"] for row in rows}
+    assert variance["rloo", "real"] < 0.5 * variance["reinforce", "real"]  # what the baseline is for
+
+
+def test_a_value_function_is_exact_with_lambda_1_or_the_exact_values():
+    row = replace(get_algorithm("ppo"), reduction=losses.per_trajectory)
+    assert measure(row.with_options(gae_lambda=1.0), "dense").relative_error <= 1e-9
+    assert measure(row.with_options(gae_lambda=0.6), "dense", values="exact").relative_error <= 1e-9
+    assert measure(row.with_options(gae_lambda=0.6), "dense").relative_error > 0.01
+    a2c = replace(get_algorithm("a2c"), reduction=losses.per_trajectory)
+    assert measure(a2c.with_options(n_steps=3), "dense").relative_error <= 1e-9  # it reaches every end
+    assert measure(a2c.with_options(n_steps=1), "dense", values="exact").relative_error <= 1e-9
+    assert measure(a2c.with_options(n_steps=1), "dense").relative_error > 0.01
+
+
+def test_a_broken_estimator_is_reported_as_biased():
+    def own_reward_in_the_baseline(rewards, mask, group, values=None, final_values=None):
+        good = estimators.leave_one_out(rewards, mask, group)
+        return good - 0.1 * rewards.sum(1, keepdim=True) * mask * (mask.sum(1, keepdim=True) > 1)
+
+    row = replace(get_algorithm("rloo"), name="broken", advantage=own_reward_in_the_baseline)
+    assert verdict([measure(row, kind) for kind in ("binary", "real")]) == "biased"
+
+
+def test_maxrl_climbs_the_logarithm_to_the_order_of_its_group():
+    """Its mean is Σ_{k<G} (1−p)^{k−1} ∇p: the truncated series of ∇log p."""
+    policy, size = TabularPolicy(), 4
+    rates = tabular.mean_rewards(policy, "binary")
+    weights = [sum((1 - float(p)) ** (k - 1) for k in range(1, size)) for p in rates]
+    parts = [torch.autograd.grad(p, policy.logits, retain_graph=True)[0] for p in rates]
+    expected = sum(w * g for w, g in zip(weights, parts)) / 2
+    exact = tabular.exact_gradient(policy, "binary")
+    found = measure(get_algorithm("maxrl"), "binary", size)
+    assert found.scale == pytest.approx(float((expected * exact).sum() / (exact * exact).sum()), rel=1e-12)
+    assert found.relative_error == pytest.approx(float((expected - exact).norm() / exact.norm()), rel=1e-12)
+
+
+@pytest.mark.parametrize("size", range(2, 9))
+@pytest.mark.parametrize("rate", [0.03, 0.4, 0.73])
+def test_grpo_is_the_gradient_of_a_known_objective(size, rate):
+    """0/1 rewards, ddof 1, ε = 0, a constant denominator: E[ĝ] = f_G(p) ∇p. Two outcomes suffice: right, wrong."""
+    row = replace(get_algorithm("grpo"), reduction=losses.per_trajectory).with_options(std_epsilon=0.0)
+    logit = torch.tensor(math.log(rate / (1 - rate)), dtype=torch.float64, requires_grad=True)
+    mean = 0.0
+    for right in range(size + 1):
+        chance = math.comb(size, right) * rate**right * (1 - rate) ** (size - right)
+        rewards = torch.tensor([[1.0]] * right + [[0.0]] * (size - right), dtype=torch.float64)
+        mask, group = torch.ones(size, 1, dtype=torch.bool), torch.zeros(size, dtype=torch.long)
+        log_probs = torch.nn.functional.logsigmoid(torch.where(rewards == 1, logit, -logit))
+        advantages = row.advantage(rewards, mask, group, **row.options_of(row.advantage))
+        loss = (row.surrogate(log_probs, log_probs.detach(), advantages, mask) * row.token_weights(mask)).sum()
+        mean -= chance * float(torch.autograd.grad(loss, logit)[0])
+    p = rate
+    f = sum(
+        math.comb(size, k) * p**k * (1 - p) ** (size - k) * math.sqrt(k * (size - k) * (size - 1) / size) / size
+        for k in range(1, size)
+    ) / (p * (1 - p))
+    assert mean == pytest.approx(f * p * (1 - p), rel=1e-12)  # ∇p = p(1−p)
+
+
+# --- rows of one's own ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own():
+    before = dict(ALGORITHMS)
+    yield
+    ALGORITHMS.clear()
+    ALGORITHMS.update(before)
+    api._LOADED.clear()
+
+
+def test_an_estimator_of_ones_own_takes_one_function_and_one_row(own, tmp_path, capsys):
+    file = tmp_path / "median.py"
+    file.write_text("""
+import torch
+from logpi.algorithms import Algorithm, register
+from logpi.losses import per_trajectory, score_function
+
+def above_the_others_best(rewards, mask, group, values=None, final_values=None, *, margin: float = 0.0):
+    totals = rewards.sum(1)
+    best = torch.stack([totals[(group == g) & (torch.arange(len(group)) != i)].max() for i, g in enumerate(group)])
+    return ((totals - best - margin)[:, None] * mask).detach()
+
+cells = (above_the_others_best, score_function, per_trajectory)
+row = Algorithm("best_of", *cells, kl="k1_in_reward", source="me", uses_groups=True)
+register(row)
+""")
+    with pytest.raises(SystemExit) as exit:
+        cli.main(["prove", "--module", str(file), "--algorithm", "best_of", "--json"])
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+    assert exit.value.code == 0 and [row["class"] for row in rows] == ["exact", "exact"]  # a baseline from others only
+    chosen = {"name": "best_of", "options": {"margin": 0.5}, "gamma": None, "gae_lambda": None}
+    _, _, algorithm = api.build(api.resolve("cartpole", {"modules": [str(file)], "algorithm": chosen}))
+    assert algorithm.options == {"margin": 0.5} and "above_the_others_best" in algorithm.formula()
+
+
+def test_the_examples_are_proven_and_train(own, tmp_path):
+    api.load_modules([str(OWN)])
+    names = [name for name in ALGORITHMS if name in ("sapo", "gmpo", "luspo", "dppo", "ipo")]
+    assert len(names) == 5
+    figures = {name: measure(get_algorithm(name), "real") for name in (*names, "gspo", "cispo")}
+    for same, as_ in (
+        ("sapo", "gspo"),
+        ("gmpo", "gspo"),
+        ("dppo", "cispo"),
+        ("ipo", "cispo"),
+    ):  # on-policy they are one
+        assert figures[same].relative_error == pytest.approx(figures[as_].relative_error, rel=1e-12)
+    assert figures["luspo"].off_direction != figures["gspo"].off_direction  # no 1/length any more
+
+
+def test_a_row_that_does_not_fit_is_refused(own):
+    def few(rewards, mask):
+        return rewards
+
+    def open_option(log_probs, old_log_probs, advantages, mask, *, tau):
+        return log_probs
+
+    good = get_algorithm("rloo")
+    for change, message in (
+        ({"name": "rloo"}, 'algorithm "rloo" exists already'),
+        ({"name": "x", "advantage": few}, r"its advantage takes \(rewards, mask\)"),
+        ({"name": "x", "surrogate": open_option}, 'the option "tau" of its surrogate has no default'),
+        ({"name": "x", "kl": "k1_in_loss"}, 'kl="k1_in_loss"'),
+    ):
+        with pytest.raises(InputError, match=message):
+            register(replace(good, **change))
+
+
+def test_the_table_and_the_configuration_agree_on_what_needs_groups():
+    assert set(COMPARE_WITHIN_GROUPS) == {row.name for row in ALGORITHMS.values() if row.uses_groups}
+
+
+@pytest.mark.parametrize("name", list(ALGORITHMS))
+def test_micro_batches_prompts_and_padding_change_no_row(name):
+    """A batch of ragged groups: whole, cut into micro-batches, its rows in another order, wider than it must be."""
+    row = get_algorithm(name)
+    policy = TabularPolicy(tabular.wrong_values() if row.uses_values else None)
+    draw = torch.Generator().manual_seed(3)
+    members = torch.randint(15, (6, 4), generator=draw)
+    trajectories = [
+        tabular.trajectory(policy, "real", g % 2, int(i), g, s) for g in range(6) for s, i in enumerate(members[g])
+    ]
+
+    def gradient(tokens: int, order: list[int], wider: int) -> torch.Tensor:
+        learner = Learner(policy, row, learning_rate=1.0, micro_batch_tokens=tokens)
+        batch = make_batch([trajectories[i] for i in order])
+        if wider:
+            pad = torch.nn.functional.pad
+            batch = replace(batch, **{
+                n: pad(v, (0, wider)) for n, v in vars(batch).items() if isinstance(v, torch.Tensor) and v.ndim == 2
+            })  # fmt: skip
+        batch = assign_credit(row, learner.annotate(batch, several_updates=False))
+        learner.backward(replace(batch, token_weights=row.token_weights(batch.mask)))
+        return policy.logits.grad.clone()
+
+    order = list(range(24))
+    whole = gradient(10**6, order, 0)
+    assert float(whole.norm()) > 0
+    shuffled = torch.randperm(24, generator=draw).tolist()
+    for tokens, rows, wider in ((8, order, 0), (25, shuffled, 0), (10**6, shuffled, 5), (8, shuffled, 2)):
+        torch.testing.assert_close(gradient(tokens, rows, wider), whole, rtol=1e-10, atol=1e-12)
