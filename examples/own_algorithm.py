@@ -1,7 +1,7 @@
 """Algorithms of one's own: a function where the table has no such cell, and a row.
 
 logpi prove --module examples/own_algorithm.py --algorithm sapo
-logpi train smollm2-addition --modules '["examples/own_algorithm.py"]' --algorithm sapo
+logpi train smollm2-addition --module examples/own_algorithm.py --algorithm sapo
 """
 
 import torch

@@ -17,6 +17,19 @@ install_import_hook(["logpi.estimators", "logpi.losses", "logpi.masking"], "bear
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def only_the_table():
+    """Forget the algorithms that a test registers."""
+    from logpi import api
+    from logpi.algorithms import ALGORITHMS
+
+    before = dict(ALGORITHMS)
+    yield
+    ALGORITHMS.clear()
+    ALGORITHMS.update(before)
+    api._LOADED.clear()
+
+
 @pytest.fixture(scope="session")
 def smollm2():
     """Return a function from a dtype's name to the policy of smollm2-q4; skips where its wheel is not installed."""

@@ -190,7 +190,7 @@ def test_maxrl_climbs_the_logarithm_to_the_order_of_its_group():
     """Its mean is Σ_{k<G} (1−p)^{k−1} ∇p: the truncated series of ∇log p."""
     policy, size = TabularPolicy(), 4
     rates = tabular.mean_rewards(policy, "binary")
-    weights = [sum((1 - float(p)) ** (k - 1) for k in range(1, size)) for p in rates]
+    weights = [sum((1 - p.item()) ** (k - 1) for k in range(1, size)) for p in rates]
     parts = [torch.autograd.grad(p, policy.logits, retain_graph=True)[0] for p in rates]
     expected = sum(w * g for w, g in zip(weights, parts)) / 2
     exact = tabular.exact_gradient(policy, "binary")
@@ -225,16 +225,7 @@ def test_grpo_is_the_gradient_of_a_known_objective(size, rate):
 # --- rows of one's own ----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def own():
-    before = dict(ALGORITHMS)
-    yield
-    ALGORITHMS.clear()
-    ALGORITHMS.update(before)
-    api._LOADED.clear()
-
-
-def test_an_estimator_of_ones_own_takes_one_function_and_one_row(own, tmp_path, capsys):
+def test_an_estimator_of_ones_own_takes_one_function_and_one_row(tmp_path, capsys):
     file = tmp_path / "median.py"
     file.write_text("""
 import torch
@@ -259,7 +250,7 @@ register(row)
     assert algorithm.options == {"margin": 0.5} and "above_the_others_best" in algorithm.formula()
 
 
-def test_the_examples_are_proven_and_train(own, tmp_path):
+def test_the_examples_are_proven_and_train(tmp_path):
     api.load_modules([str(OWN)])
     names = [name for name in ALGORITHMS if name in ("sapo", "gmpo", "luspo", "dppo", "ipo")]
     assert len(names) == 5
@@ -274,7 +265,7 @@ def test_the_examples_are_proven_and_train(own, tmp_path):
     assert figures["luspo"].off_direction != figures["gspo"].off_direction  # no 1/length any more
 
 
-def test_a_row_that_does_not_fit_is_refused(own):
+def test_a_row_that_does_not_fit_is_refused():
     def few(rewards, mask):
         return rewards
 

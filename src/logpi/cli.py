@@ -56,6 +56,7 @@ def train(
     run: Annotated[Path | None, _help("The run's folder; without it, runs/RECIPE-HASH.")] = None,
     max_steps: Annotated[int | None, _help("Steps in all; a longer run goes on where a shorter one ended.")] = None,
     algorithm: Annotated[str | None, _help("reinforce, rloo, grpo, ppo, ... (algorithm.name)")] = None,
+    module: Annotated[str | None, _help("A Python file that registers algorithms of your own.")] = None,
     model: Annotated[str | None, _help("A folder, a hub id or smollm2-q4 (policy.model).")] = None,
     data: Annotated[str | None, _help("The task's data file (task.data).")] = None,
     device: Annotated[str | None, _help("Where to compute.")] = None,
@@ -79,6 +80,7 @@ def train(
     common = {
         "seed": seed,
         "max_steps": max_steps,
+        "modules": None if module is None else [module],
         "device": device,
         "threads": threads,
         "algorithm": {"name": algorithm},

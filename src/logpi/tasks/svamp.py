@@ -2,49 +2,40 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-import operator
 import re
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any
 
 from logpi.errors import InputError, did_you_mean
-from logpi.tasks.answers import NUMBER, last_number, number_in, strict
+from logpi.tasks.answers import NUMBER, last_number, last_number_in, number_in, strict
 from logpi.tasks.base import Problem, Task
 from logpi.tasks.dataset import Row, Source
 from logpi.tasks.problems import Heldout, cell, chat, check_template, load_split, prompt_text
 from logpi.tasks.rewarding import Completion, as_reward, completion_text
 
-# a op b = c, the last one in a text; × may be written x or *, ÷ as /
-NUMERAL = r"([0-9]+(?:\.[0-9]+)?)"
-EQUATION = re.compile(rf"{NUMERAL}\s*([-+*/x×÷−])\s*{NUMERAL}\s*=\s*\$?{NUMERAL}")
-OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
-SPELLINGS = str.maketrans({"x": "*", "×": "*", "÷": "/", "−": "-"})
-ATTEMPT, TRUE_EQUATION = 0.1, 0.3  # of `graded`
+PARTIAL_CREDIT = 0.2  # of `graded`: a sum, difference, product or quotient of two numbers of the question
 
 
 def graded(
     completions: Sequence[Completion], answer: Sequence[str], numbers: Sequence[list[str]], **_: Any
 ) -> list[float]:
-    """Give 1 where the last number is the answer; else 0.3 for a last equation that is true and has two numbers of the
-    question on its left, 0.1 where it is not true. For models that seldom come to an answer at first."""
-    texts = [completion_text(c) for c in completions]
+    """Give 1 where the last number is the answer, 0.2 where one operation on two numbers of the question gives it. A
+    small model seldom comes to an answer at first: it repeats a number of the question."""
     right = last_number(completions, answer)
-    return [max(full, _attempt(text, given)) for text, full, given in zip(texts, right, numbers)]
+    found = [last_number_in(completion_text(c)) for c in completions]
+    return [full or PARTIAL_CREDIT * (n in _results(given)) for full, n, given in zip(right, found, numbers)]
 
 
-def _attempt(text: str, given: list[str]) -> float:
-    found = EQUATION.findall(text)
-    if not found:
-        return 0.0
-    left, sign, right, result = found[-1]
-    a, b, c = number_in(left), number_in(right), number_in(result)
-    known = {number_in(number) for number in given}
-    if a is None or b is None or c is None or not {a, b} <= known:
-        return 0.0
-    sign = sign.translate(SPELLINGS)
-    is_true = not (sign == "/" and b == 0) and OPERATIONS[sign](a, b) == c
-    return TRUE_EQUATION if is_true else ATTEMPT
+def _results(given: list[str]) -> set[Fraction]:
+    """Return what one operation on two of the numbers can give."""
+    values = [number for number in map(number_in, given) if number is not None]
+    results: set[Fraction] = set()
+    for a, b in itertools.permutations(values, 2):
+        results |= {a + b, a - b, a * b} | ({a / b} if b else set())
+    return results
 
 
 REWARDS = {"last_number": last_number, "strict": strict, "graded": graded}
