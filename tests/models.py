@@ -9,7 +9,17 @@ from typing import Any
 import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from logpi.algorithms import Algorithm, assign_credit, get_algorithm
 from logpi.batching import minibatches
@@ -36,7 +46,8 @@ def tokenizer(pad: str = "<pad>", chat: bool = True) -> PreTrainedTokenizerFast:
 
 
 def network(kind: str, *, vocabulary: int = VOCABULARY, context: int = CONTEXT, seed: int = 0) -> nn.Module:
-    """Return a GPT-2 (absolute positions) or a Llama (rotary, two query heads a key head), with logpi's attention."""
+    """Return a tiny model with logpi's attention: "gpt2" (absolute positions), "llama" (rotary, two query heads a key
+    head), "qwen3" (norms in the heads, tied embeddings) or "gpt_neox" (partly rotary, attention beside the mlp)."""
     attention.register()
     torch.manual_seed(seed)
     ends = dict(bos_token_id=None, eos_token_id=0, pad_token_id=None, initializer_range=0.25)
@@ -45,9 +56,13 @@ def network(kind: str, *, vocabulary: int = VOCABULARY, context: int = CONTEXT, 
         out: Any = GPT2LMHeadModel(config)
     else:
         shape = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
-        out = LlamaForCausalLM(
-            LlamaConfig(vocab_size=vocabulary, max_position_embeddings=context, num_key_value_heads=2, **shape, **ends)
-        )
+        shape |= dict(vocab_size=vocabulary, max_position_embeddings=context, **ends)
+        if kind == "llama":
+            out = LlamaForCausalLM(LlamaConfig(num_key_value_heads=2, **shape))
+        elif kind == "qwen3":
+            out = Qwen3ForCausalLM(Qwen3Config(num_key_value_heads=2, head_dim=16, tie_word_embeddings=True, **shape))
+        else:
+            out = GPTNeoXForCausalLM(GPTNeoXConfig(rotary_pct=0.5, **shape))
     for name, parameter in out.named_parameters():
         if name.endswith("bias") or "norm" in name or "ln_" in name:
             nn.init.normal_(parameter, float("weight" in name), 0.1)  # no parameter at a value that hides a mistake
@@ -60,7 +75,13 @@ def policy(kind: str, dtype: torch.dtype = torch.float32, *, ends: tuple[int, ..
     shape = {k: options.pop(k) for k in ("vocabulary", "context", "seed") if k in options}
     module = network(kind, **shape).to(torch.float64 if dtype == torch.float64 else torch.float32)
     context = shape.get("context", CONTEXT)
-    return CausalLM(module, tokenizer(), eos_token_ids=ends, context_length=context, dtype=dtype, **options)
+    out = CausalLM(module, tokenizer(), eos_token_ids=ends, context_length=context, dtype=dtype, **options)
+    if out.is_lora:
+        for name, parameter in out.trainable_parameters().items():
+            if "lora_B" in name:
+                nn.init.normal_(parameter, 0.0, 0.2)  # an adapter that does something
+        out.weights_changed()
+    return out
 
 
 def write(folder: Path, kind: str, *, pad: str = "<pad>", chat: bool = True, generation_ends: Any = None) -> str:

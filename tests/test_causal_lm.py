@@ -17,6 +17,8 @@ from logpi.rollout.engine import Sampling, TokenPrompt, generate
 from logpi.trajectory import make_batch
 
 DTYPES = [torch.float32] + [torch.bfloat16] * NATIVE_BF16
+KINDS = ["gpt2", "llama", "qwen3", "gpt_neox"]
+LORA = {"r": 4, "lora_alpha": 6.0, "target_modules": "all-linear"}
 QUESTIONS = ["What is 3+4?", "Name a colour.", "Say only the word yes, and nothing else at all."]
 
 
@@ -24,6 +26,7 @@ def reference(policy, trajectories, algorithm="rloo"):
     """Return loss and gradient of RLOO or REINFORCE, from whole padded sequences through the eager forward."""
     network = policy.network
     network.set_attn_implementation("eager")
+    merged = {layer: vars(layer).pop("forward") for layer in network.modules() if "forward" in vars(layer)}  # to peft's
     sequences = [torch.cat([t.inputs, t.actions]) for t in trajectories]
     tokens = pad_sequence(sequences, batch_first=True, padding_value=2)
     attend = pad_sequence([torch.ones_like(s) for s in sequences], batch_first=True)
@@ -41,9 +44,11 @@ def reference(policy, trajectories, algorithm="rloo"):
         if algorithm == "rloo":  # its surrogate is the ratio, whose value is 1 and whose gradient is the score
             score = len(t) + score - score.detach()
         loss = loss - advantage * score / len(trajectories)
-    parameters = dict(network.named_parameters())
+    parameters = policy.trainable_parameters()
     slopes = torch.autograd.grad(loss, list(parameters.values()))
     network.set_attn_implementation("logpi")
+    for layer, forward in merged.items():
+        layer.forward = forward
     return float(loss.detach()), dict(zip(parameters, slopes, strict=True))
 
 
@@ -65,6 +70,15 @@ def agree(policy, trajectories, tolerance, algorithm="rloo"):
 def test_the_gradient_is_that_of_a_plain_full_batch(kind, dtype, tolerance, algorithm, temperature):
     tiny = policy(kind, dtype, temperature=temperature)
     agree(tiny, sample(tiny, [3, 17, 70, 40], max_new_tokens=30), tolerance, algorithm)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_gradient_of_an_adapter_is_that_of_peft(kind):
+    """A layer runs as one product with the merged weight; peft adds two thin products to the frozen one."""
+    tiny = policy(kind, torch.float64, lora=LORA)
+    tolerance = 1e-10 if kind == "gpt2" else 1e-5  # rotary models compute norms and angles in float32
+    agree(tiny, sample(tiny, [3, 17, 70, 40], max_new_tokens=30), tolerance)
+    assert all(p.grad is None for p in tiny.module.parameters() if not p.requires_grad)
 
 
 def instruct_rollout(policy, num_generations=3, max_new_tokens=12):
@@ -101,12 +115,13 @@ def same_bits(policy, trajectories, num_subsets):
         assert torch.equal(out.entropies, entropies[rows][:, : part.mask.shape[1]])
 
 
-@pytest.mark.parametrize(("kind", "threads"), [("gpt2", 1), ("llama", 1), ("llama", 2)])
+@pytest.mark.parametrize(("kind", "threads"), [(kind, 1) for kind in KINDS] + [("llama", 2)])
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_sampled_log_probs_are_the_learners_to_the_last_bit(kind, dtype, threads):
+def test_sampled_log_probs_are_the_learners_to_the_last_bit(kind, dtype, lora, threads):
     torch.set_num_threads(threads)
     try:
-        tiny = policy(kind, dtype, temperature=0.9, ends=(0,))
+        tiny = policy(kind, dtype, temperature=0.9, ends=(0,), lora=lora)
         if threads == 1:
             trajectories = sample(tiny, [3, 17, 64, 50, 40, 115], 8, max_new_tokens=20)  # keys cross 64 and 128
             assert any(t.truncated for t in trajectories)

@@ -150,6 +150,8 @@ class Config(Section):
     threads: int | None = Field(default=None, ge=1)
     """Of torch; None: the processor's cores."""
     device: Literal["cpu"] = "cpu"
+    strict: bool = False
+    """Stop at the first log-prob in which sampler and learner differ, be it by one bit."""
     task: dict[str, Any] | None = None
     """`name` and the task's own options."""
     environment: str | None = None
@@ -183,12 +185,12 @@ class Config(Section):
 
     def fingerprint(self) -> str:
         """Return 8 hex digits of what determines the run, step count apart: the same command means the same folder."""
-        content = {k: v for k, v in self.plain().items() if k not in ("max_steps", "checkpoint")}
+        content = {k: v for k, v in self.plain().items() if k not in ("max_steps", "strict", "checkpoint")}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
     def journal_key(self) -> str:
         """Return the hash of what determines a step, step count included: a schedule may depend on it."""
-        return _digest({k: v for k, v in self.plain().items() if k != "checkpoint"})
+        return _digest({k: v for k, v in self.plain().items() if k not in ("strict", "checkpoint")})
 
     def plain(self) -> dict[str, Any]:
         """Return the configuration as JSON data: functions by their names, data given in Python by its hash."""

@@ -212,11 +212,13 @@ def introduction(info: Mapping[str, Any]) -> list[str]:
         f"objective  {get('objective', '')}",
         f"model      {' '.join(filter(None, (get('model'), get('weights_hash', '')[:12])))}, {trained}",
         f"machine    {get('device', '')}, {get('dtype', '')}, {get('threads', '?')} threads",
+        f"parity     {get('parity')}",
         f"data       {get('train_size')} problems to train on, {get('heldout_size', '?')} held out",
         f"run        {get('run', '')}" + (f", resumed from step {get('resumed_from')}" if get("resumed_from") else ""),
     ]
     lines += [f"note: {visible(text)}" for text in info.get("notes") or ()]
-    return [line for line in lines if get("train_size") or not line.startswith("data ")]
+    absent = {"data": not get("train_size"), "parity": not get("parity")}
+    return [line for line in lines if not absent.get(line.split()[0])]
 
 
 def report(summary: Mapping[str, Any]) -> list[str]:

@@ -32,6 +32,12 @@ class NonFiniteError(LogpiError):
     exit_code = 3
 
 
+class MismatchError(LogpiError):
+    """Sampler and learner differ in a log-prob, in a run that was told to stop then (--strict)."""
+
+    exit_code = 5
+
+
 class OutOfMemoryError(LogpiError):
     """Memory does not suffice, even for the smallest piece that the work can be cut into."""
 

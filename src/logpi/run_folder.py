@@ -13,7 +13,7 @@ from logpi.errors import InputError
 from logpi.platforms import try_lock
 from logpi.storage import TEMPORARY, flush_file, remove_temporary, storing, write_file
 
-MAY_CHANGE = ("max_steps", "checkpoint.every_steps", "checkpoint.keep")
+MAY_CHANGE = ("max_steps", "strict", "checkpoint.every_steps", "checkpoint.keep")
 ROWS = ("metrics.jsonl", "timing.jsonl", "samples.jsonl", "evaluations.jsonl")
 LOCK = "lock"
 NEEDED = {

@@ -12,7 +12,8 @@ from typing import Any
 
 from logpi import checkpoint, identity
 from logpi.config import Config
-from logpi.errors import InputError
+from logpi.errors import InputError, MismatchError
+from logpi.rollout.self_test import SAME_BITS, self_test
 from logpi.run_folder import RunFolder, differences
 from logpi.storage import free_bytes, new_folder
 
@@ -31,9 +32,13 @@ def begin(config: Config, experience: Any, policy: Any, algorithm: Any, folder: 
     )
     run = folder.read_json("run.json")
     notes = _dropout_notes(policy)
+    parity = run.get("parity") if run is not None and run["machine"] == machine else _parity(policy, notes)
+    if config.strict and parity not in (None, SAME_BITS):
+        raise MismatchError(f"--strict: {parity} on this machine; without --strict the run goes on and records it")
     if run is None:
         fork = folder.read_json(FORK)
         run = _describe(config, experience, policy, algorithm) | {"fingerprints": fingerprints, "machine": machine}
+        run |= {"parity": parity}
         folder.write_json("run.json", run | ({"fork": fork} if fork else {}))
     else:
         notes += identity.check_same_run(run["fingerprints"], fingerprints)
@@ -46,6 +51,16 @@ def begin(config: Config, experience: Any, policy: Any, algorithm: Any, folder: 
     folder.write_text("sessions.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in sessions))
     shown = {"run": str(folder.path), "max_steps": config.max_steps, "resumed_from": resumed_from, "notes": notes}
     return run | machine | shown | {"weights_hash": fingerprints.get("weights")}
+
+
+def _parity(policy: Any, notes: list[str]) -> str | None:
+    """Try whether sampler and learner agree on this machine; None for a policy whose sampler is its learner."""
+    if not hasattr(policy, "sampler"):
+        return None
+    found = self_test(policy)
+    if not found.is_exact:
+        notes.append(f"{found.line()}; every step records how much as mismatch/max (--strict stops instead)")
+    return found.line()
 
 
 def _fingerprints(config: Config, experience: Any, policy: Any) -> dict[str, str]:

@@ -14,12 +14,12 @@ from logpi.alerts import alerts
 from logpi.algorithms import Algorithm, assign_credit
 from logpi.batching import minibatches
 from logpi.config import Config
-from logpi.errors import NonFiniteError
+from logpi.errors import MismatchError, NonFiniteError
 from logpi.evaluation import Evaluation
 from logpi.experience import Experience
 from logpi.interrupts import Abandoned, Interrupts
 from logpi.journal import Journal
-from logpi.learner import Learner, Update
+from logpi.learner import Gradient, Learner, Update
 from logpi.metrics import step_metrics
 from logpi.platforms import peak_memory_bytes
 from logpi.run_folder import RunFolder
@@ -95,12 +95,21 @@ class Trainer:
         ):
             with self.timed("gradient"):
                 gradient = self.learner.backward(minibatch)
+            self.check_parity(gradient, first=not updates)
             with self.timed("update"):
                 updates.append(self.learner.update(gradient, step))
 
         self.steps_done += 1
         self.num_actions += sum(len(t) for t in trajectories)
         return trajectories, step_metrics(trajectories, batch, updates)
+
+    def check_parity(self, gradient: Gradient, *, first: bool) -> None:
+        """Raise MismatchError in a strict run whose first gradient saw other log-probs than the sampler recorded."""
+        if self.config.strict and first and gradient.log_ratio_max:
+            raise MismatchError(
+                f"step {self.steps_done + 1}: sampler and learner differ by up to {gradient.log_ratio_max:.1e} in a "
+                "log-prob; nothing was updated. Without --strict the same command goes on and records mismatch/max"
+            )
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:

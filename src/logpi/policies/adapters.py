@@ -1,4 +1,4 @@
-"""LoRA through peft: adding an adapter, merging it into a sampling weight, looking under it."""
+"""LoRA through peft: adding an adapter, running it merged, looking under it."""
 
 from __future__ import annotations
 
@@ -28,9 +28,14 @@ def add_lora(module: nn.Module, options: dict[str, Any]) -> nn.Module:
     except ImportError:
         raise missing_extra("peft", "lora", "LoRA") from None
     try:
-        return get_peft_model(module, LoraConfig(task_type="CAUSAL_LM", **options)).eval()
+        adapted = get_peft_model(module, LoraConfig(task_type="CAUSAL_LM", **options)).eval()
     except ValueError as error:
         raise InputError(f"LoRA does not fit this model: {error}; set lora.target_modules") from error
+    products = {id(layer) for _, layer in product_layers(adapted)}
+    for name, layer in adapted.named_modules():
+        if is_adapted(layer) and id(layer.base_layer) not in products:
+            raise InputError(f"lora.target_modules names {name}, which is no matrix product; leave it out")
+    return adapted
 
 
 def is_adapted(layer: nn.Module) -> bool:
@@ -44,6 +49,39 @@ def merged_weight(layer: Any) -> Tensor:
     for adapter in layer.active_adapters:
         weight = weight + layer.get_delta_weight(adapter).to(weight.dtype)
     return weight
+
+
+class _MergedProduct(torch.autograd.Function):
+    """x ↦ layer(x), whose weight is W + s·BA; gradients of A and B, none of W.
+
+    ∂A = s (∂y B)ᵀ x, ∂B = s ∂yᵀ (x Aᵀ), ∂x = ∂y (W + s·BA), all in the dtype of the merged weight.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor, layer: Any, scaling: float) -> Tensor:
+        ctx.layer, ctx.scaling = layer, scaling
+        ctx.save_for_backward(x, a, b)
+        return layer(x)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
+        x, a, b = ctx.saved_tensors
+        weight = ctx.layer.weight if isinstance(ctx.layer, nn.Linear) else ctx.layer.weight.T  # GPT-2 keeps it turned
+        slope = slopes[0].flatten(0, -2).to(weight.dtype)
+        rows = x.flatten(0, -2).to(weight.dtype)
+        through = slope @ b.to(weight.dtype)  # [rows, r]
+        of_a = ctx.scaling * (through.T @ rows).to(a.dtype)
+        of_b = ctx.scaling * (slope.T @ (rows @ a.to(weight.dtype).T)).to(b.dtype)
+        of_x = (slope @ weight).reshape(x.shape).to(x.dtype) if ctx.needs_input_grad[0] else None
+        return of_x, of_a, of_b, None, None
+
+
+def run_merged(layer: Any, merged: nn.Module) -> None:
+    """Make an adapted layer compute what `merged`, the sampler's layer with the weight W + s·BA, computes: the same
+    bits, and one product instead of three."""
+    (name,) = layer.active_adapters
+    a, b, scaling = layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]
+    layer.forward = lambda x, *args, **kwargs: _MergedProduct.apply(x, a, b, merged, scaling)
 
 
 def without_lora(module: Any) -> nn.Module:

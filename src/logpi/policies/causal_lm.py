@@ -150,7 +150,7 @@ class CausalLM:
 
     def _own_weights(self) -> None:
         """Give the sampler weights of its own where they differ from the learner's: cast matrices, merged adapters."""
-        from logpi.policies.adapters import is_adapted, product_layers
+        from logpi.policies.adapters import is_adapted, product_layers, run_merged
 
         self._owned: list[tuple[nn.Module, nn.Module]] = []  # (sampler's layer, learner's layer)
         for name, layer in product_layers(self.sampler):
@@ -163,6 +163,9 @@ class CausalLM:
                 dtype = torch.bfloat16 if self.dtype == torch.bfloat16 else parameter.dtype
                 own = nn.Parameter(parameter.detach().to(dtype, copy=True), requires_grad=False)
                 setattr(layer, name, own)
+        for layer, source in self._owned:
+            if is_adapted(source):
+                run_merged(source, layer)
 
     @torch.no_grad()
     def weights_changed(self) -> None:
