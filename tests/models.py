@@ -21,8 +21,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from logpi.algorithms import Algorithm, assign_credit, get_algorithm
+from logpi.algorithms import Algorithm, get_algorithm
 from logpi.batching import minibatches
+from logpi.credit import assign_credit
 from logpi.learner import Learner
 from logpi.policies import attention
 from logpi.policies.causal_lm import CausalLM

@@ -14,14 +14,15 @@ import pytest
 import torch
 
 from logpi import api, cli, estimators, losses
-from logpi.algorithms import ALGORITHMS, assign_credit, get_algorithm, register
+from logpi.algorithms import ALGORITHMS, get_algorithm, register
 from logpi.config import COMPARE_WITHIN_GROUPS
+from logpi.credit import assign_credit
 from logpi.errors import InputError
 from logpi.exact import TabularPolicy, measure, tabular, verdict
 from logpi.learner import Learner
 from logpi.trajectory import make_batch
 
-EXACT_ROWS = {"reinforce", "reinforce_to_go", "reinforce_baseline", "rloo", "opo"}
+EXACT_ROWS = {"reinforce", "reinforce_to_go", "reinforce_baseline", "reinforce_moving", "remax", "rloo", "opo"}
 OWN = Path(__file__).parents[1] / "examples" / "own_algorithm.py"
 
 # --- in NumPy, from the formulas alone ------------------------------------------------------------------------------
@@ -30,7 +31,7 @@ PREFIXES = [p for n in range(3) for p in product((1, 2), repeat=n)]
 ENDED = [(*p, 0) for p in PREFIXES] + list(product((1, 2), repeat=3))
 
 
-def by_hand(name: str, returns: np.ndarray, to_go: list[np.ndarray], lengths: np.ndarray, values=None):
+def by_hand(name, returns, to_go, lengths, values, members, log_probs, greedy):
     """Return (advantage of each action, weight of each action) of one group, as lists over its members."""
     g = len(returns)
     mean = returns.mean()
@@ -38,6 +39,8 @@ def by_hand(name: str, returns: np.ndarray, to_go: list[np.ndarray], lengths: np
     spread = returns.std(ddof=1)
     each = {
         "reinforce": lambda i: returns[i],
+        "reinforce_moving": lambda i: returns[i] - 0.7,
+        "remax": lambda i: returns[i] - greedy,
         "rloo": lambda i: returns[i] - others[i],
         "grpo": lambda i: 0.0 if spread == 0 else (returns[i] - mean) / (spread + 1e-4),
         "dr_grpo": lambda i: returns[i] - mean,
@@ -45,7 +48,12 @@ def by_hand(name: str, returns: np.ndarray, to_go: list[np.ndarray], lengths: np
         "maxrl": lambda i: (returns[i] - mean) / mean if mean else 0.0,
         "reinforce_pp": lambda i: (returns[i] - mean) / (returns.std() + 1e-8),
     }
-    each |= {"gspo": each["grpo"], "cispo": each["grpo"], "reinforce_pp_baseline": each["reinforce_pp"]}
+    each |= {
+        "gspo": each["grpo"],
+        "cispo": each["grpo"],
+        "dapo": each["grpo"],
+        "reinforce_pp_baseline": each["reinforce_pp"],
+    }
     if name == "reinforce_to_go":
         advantages = to_go
     elif name == "reinforce_baseline":
@@ -54,15 +62,20 @@ def by_hand(name: str, returns: np.ndarray, to_go: list[np.ndarray], lengths: np
             running = [to_go[j][t] for j in range(g) if j != i and lengths[j] > t]
             ran = [x for j in range(g) if j != i for x in to_go[j]]
             advantages[i][t] = to_go[i][t] - (np.mean(running) if running else np.mean(ran))
-    elif name in ("ppo", "a2c"):
+    elif name == "minimum_risk":
+        q = np.exp(0.005 * log_probs) / [members.count(m) for m in members]
+        q /= q.sum()
+        advantages = [np.full(n, 0.005 * g * q[i] * (returns[i] - q @ returns)) for i, n in enumerate(lengths)]
+    elif name in ("ppo", "a2c", "v_trace"):
         advantages = values  # the value rows' own, see below
     else:
         advantages = [np.full(n, each[name](i)) for i, n in enumerate(lengths)]
     weight = {
         "grpo": lambda n: 1 / (g * n), "gspo": lambda n: 1 / (g * n), "dr_grpo": lambda n: 1 / (g * 256.0),
         "cispo": lambda n: 1 / lengths.sum(), "reinforce_pp": lambda n: 1 / lengths.sum(),
+        "dapo": lambda n: 1 / lengths.sum(),
         "reinforce_pp_baseline": lambda n: 1 / lengths.sum(), "ppo": lambda n: 1 / lengths.sum(),
-        "a2c": lambda n: 1 / lengths.sum(),
+        "a2c": lambda n: 1 / lengths.sum(), "v_trace": lambda n: 1 / lengths.sum(),
     }.get(name, lambda n: 1 / g)  # fmt: skip
     return advantages, [np.full(n, weight(n)) for n in lengths]
 
@@ -90,6 +103,12 @@ def numpy_figures(name: str, kind: str, logits: np.ndarray, v: np.ndarray) -> tu
             out[t] = running if name == "ppo" else reward[x][i][t:].sum() - own[t]
         return out
 
+    likeliest = []
+    for x in (0, 1):  # the reward of the completion of likeliest actions
+        y = ()
+        while y not in ENDED:
+            y += (int(pi[x, PREFIXES.index(y)].argmax()),)
+        likeliest.append(reward[x][ENDED.index(y)].sum())
     to_go = [[np.cumsum(reward[x][i][::-1])[::-1] for i in range(15)] for x in (0, 1)]
     mean, square = np.zeros_like(pi), 0.0
     for x in (0, 1):
@@ -98,8 +117,9 @@ def numpy_figures(name: str, kind: str, logits: np.ndarray, v: np.ndarray) -> tu
             ways = math.factorial(4) / math.prod(math.factorial(n) for n in Counter(m).values())
             p = ways * np.prod(chance[x, m]) / 2
             returns = np.array([reward[x][i].sum() for i in m])
-            values = [credit(x, i) for i in m] if name in ("ppo", "a2c") else None
-            a, w = by_hand(name, returns, [to_go[x][i] for i in m], lengths[m], values)
+            values = [credit(x, i) for i in m] if name in ("ppo", "a2c", "v_trace") else None
+            own = np.log(chance[x, m])
+            a, w = by_hand(name, returns, [to_go[x][i] for i in m], lengths[m], values, m, own, likeliest[x])
             g = sum(np.tensordot(a[k] * w[k], scores[x, i, : lengths[i]], 1) for k, i in enumerate(m))
             mean += p * g
             square += p * (g**2).sum()
@@ -277,7 +297,7 @@ def test_a_row_that_does_not_fit_is_refused():
         ({"name": "rloo"}, 'algorithm "rloo" exists already'),
         ({"name": "x", "advantage": few}, r"its advantage takes \(rewards, mask\)"),
         ({"name": "x", "surrogate": open_option}, 'the option "tau" of its surrogate has no default'),
-        ({"name": "x", "kl": "k1_in_loss"}, 'kl="k1_in_loss"'),
+        ({"name": "x", "kl": "k4_in_loss"}, 'kl="k4_in_loss"'),
     ):
         with pytest.raises(InputError, match=message):
             register(replace(good, **change))
@@ -300,7 +320,7 @@ def test_micro_batches_prompts_and_padding_change_no_row(name):
 
     def gradient(tokens: int, order: list[int], wider: int) -> torch.Tensor:
         learner = Learner(policy, row, learning_rate=1.0, micro_batch_tokens=tokens)
-        batch = make_batch([trajectories[i] for i in order])
+        batch = make_batch([trajectories[i] for i in order] + trajectories[24:])
         if wider:
             pad = torch.nn.functional.pad
             batch = replace(batch, **{
@@ -310,6 +330,11 @@ def test_micro_batches_prompts_and_padding_change_no_row(name):
         learner.backward(replace(batch, token_weights=row.token_weights(batch.mask)))
         return policy.logits.grad.clone()
 
+    if row.baseline == "greedy":
+        likeliest = [
+            tabular.trajectory(policy, "real", g % 2, tabular.likeliest(policy, g % 2), g, 0) for g in range(6)
+        ]
+        trajectories += [replace(t, is_baseline=True) for t in likeliest]
     order = list(range(24))
     whole = gradient(10**6, order, 0)
     assert float(whole.norm()) > 0

@@ -363,15 +363,15 @@ def test_the_ledger_sees_what_is_missing_twice_there_or_not_planned():
 
     plan = {0: [4, 7], 1: [4, 4]}  # step 2 asks prompt 4 twice
     good = [row(1, uid, s) for uid in (4, 7) for s in (0, 1)] + [row(2, 4, s) for s in range(4)]
-    found = balance(good, plan.__getitem__, 2, range(2))
+    found = balance(good, plan.__getitem__, 2, 2, range(2))
     assert found == {"prompts": 4, "completions": 8, "left_out": 0, "as_planned": True, "differences": []}
-    assert balance([*good[:-1], row(2, 4, 3, None)], plan.__getitem__, 2, range(2))["left_out"] == 1
+    assert balance([*good[:-1], row(2, 4, 3, None)], plan.__getitem__, 2, 2, range(2))["left_out"] == 1
     for wrong, what in (
         (good[1:], "step 1, prompt 4, sample 0: 0 times, planned 1"),
         ([*good, good[0]], "step 1, prompt 4, sample 0: 2 times, planned 1"),
         ([*good, row(3, 4, 0)], "step 3, prompt 4, sample 0: 1 times, planned 0"),
     ):
-        found = balance(wrong, plan.__getitem__, 2, range(2))
+        found = balance(wrong, plan.__getitem__, 2, 2, range(2))
         assert not found["as_planned"] and found["differences"] == [what]
 
 

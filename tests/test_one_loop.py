@@ -11,9 +11,10 @@ from models import write
 
 import logpi
 from logpi import estimators, losses
-from logpi.algorithms import Algorithm, assign_credit
+from logpi.algorithms import Algorithm
 from logpi.api import build, resolve
 from logpi.batching import micro_batches, minibatches
+from logpi.credit import assign_credit
 from logpi.learner import Learner
 from logpi.masking import masked_sum
 from logpi.metrics import step_metrics

@@ -5,17 +5,20 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from logpi import estimators, losses
 from logpi.errors import InputError, did_you_mean
-from logpi.masking import masked_mean
-from logpi.trajectory import Batch
 
 # Where a KL penalty against the frozen starting policy enters, when beta > 0.
-KL_PLACES = ("k1_in_reward", "k3_in_loss")
+KL_PLACES = (
+    "k1_in_reward", "k2_in_reward", "k3_in_reward",
+    "k1_in_loss", "k2_in_loss", "k3_in_loss", "k2_of_sequence_in_loss",
+)  # fmt: skip
+# What an advantage may ask for besides rewards and values, as keyword arguments without a default.
+DATA = ("actions", "log_probs", "log_ratios")
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,11 @@ class Algorithm:
     uses_groups: bool = False  # compares trajectories of one prompt: needs at least 2
     uses_values: bool = False
     uses_batch: bool = False  # an advantage depends on other prompts' rewards too
+    baseline: str = ""  # known before a trajectory is sampled: "greedy" completion's reward, or "moving" mean
+    value_target: Callable[..., Tensor] | None = None  # None: advantage + value
+    importance: Mapping[str, Any] = field(default_factory=dict)  # of losses.importance_weights; empty: none
+    entropy_coef: float = 0.0  # of the entropy of each action's distribution, in the loss: partial, see docs
+    entropy_in_reward: float = 0.0  # of −log π in the reward: the exact gradient of the sequence's entropy
     deviations: str = ""  # from the source
 
     def option_names(self) -> set[str]:
@@ -44,8 +52,22 @@ class Algorithm:
             name
             for cell in self.cells
             for name, parameter in inspect.signature(cell).parameters.items()
-            if parameter.kind is parameter.KEYWORD_ONLY
+            if parameter.kind is parameter.KEYWORD_ONLY and name not in DATA
         }
+
+    @property
+    def kl_in_loss(self) -> bool:
+        """Whether a KL term is added to the loss (else, if beta > 0, to the reward)."""
+        return bool(self.beta) and self.kl.endswith("_in_loss")
+
+    def kl_terms(self, log_probs: Tensor, reference_log_probs: Tensor, mask: Tensor) -> Tensor:
+        """Return the row's estimate of KL(π ‖ π_ref) per action, [batch, time]."""
+        return losses.kl_estimate(self.kl.rsplit("_in_", 1)[0])(log_probs, reference_log_probs, mask)
+
+    @property
+    def reads_ratios(self) -> bool:
+        """Whether the row corrects for samples of another policy."""
+        return bool(self.importance) or "log_ratios" in inspect.signature(self.advantage).parameters
 
     @property
     def cells(self) -> tuple[Callable, ...]:
@@ -76,12 +98,20 @@ class Algorithm:
             name: parameter.default
             for cell in self.cells
             for name, parameter in inspect.signature(cell).parameters.items()
-            if parameter.kind is parameter.KEYWORD_ONLY
+            if parameter.kind is parameter.KEYWORD_ONLY and name not in DATA
         } | dict(self.options)
         shown = ", ".join(f"{k}={v}" for k, v in sorted(values.items()) if v is not None)
         text = f"maximise Σ_t w_t·{_formula(self.surrogate)}, {_formula(self.advantage)}, {_formula(self.reduction)}"
+        if self.importance:
+            text += f"; × sg(w), w = π/μ of the {self.importance['level']}, " + ", ".join(
+                f"{k}={v}" for k, v in self.importance.items() if k != "level" and v is not None
+            )
         if self.beta:
             text += f"; KL: {self.kl}, beta={self.beta}"
+        if self.entropy_coef:
+            text += f"; + {self.entropy_coef}·entropy of each action's distribution"
+        if self.entropy_in_reward:
+            text += f"; reward − {self.entropy_in_reward}·log π"
         return text + (f"; {shown}" if shown else "")
 
 
@@ -103,6 +133,9 @@ _FORMULAS = {
     "group_centred_batch_standardised": "A = (R_i − mean R)/(batch std + ε_std)",
     "sequence_ratio": "min(s·A, clip(s, 1−ε, 1+ε_high)·A), s = (π/π_old)^(1/length)",
     "weighted_score_function": "sg(min(π/π_old, ε_high))·log π·A",
+    "reward_minus_baseline": "A = R − b",
+    "minimum_risk": "A = αG·Q_i·(R_i − Σ_j Q_j R_j), Q ∝ π^α",
+    "v_trace": "A_t = ρ_t(r_t + γv_{t+1} − V_t), v by V-trace",
     "per_budget": "w = 1/(trajectories·budget)",
     "per_trajectory": "w = 1/trajectories",
     "per_token": "w = 1/all tokens",
@@ -142,6 +175,24 @@ _ROWS = (
         uses_groups=True,
     ),
     Algorithm(
+        "reinforce_moving",
+        estimators.reward_minus_baseline,
+        losses.score_function,
+        losses.per_trajectory,
+        "k1_in_reward",
+        "Williams 1992: reinforcement comparison",
+        baseline="moving",
+    ),
+    Algorithm(
+        "remax",
+        estimators.reward_minus_baseline,
+        losses.clipped_ratio,
+        losses.per_trajectory,
+        "k1_in_reward",
+        "Rennie et al. 2017, arXiv 1612.00563 (self-critical); Li et al. 2023, arXiv 2310.10505",
+        baseline="greedy",
+    ),
+    Algorithm(
         "rloo",
         estimators.leave_one_out,
         losses.clipped_ratio,
@@ -167,6 +218,17 @@ _ROWS = (
         "k3_in_loss",
         "Liu et al. 2025, arXiv 2503.20783",
         uses_groups=True,
+    ),
+    Algorithm(
+        "dapo",
+        estimators.group_standardised,
+        losses.clipped_ratio,
+        losses.per_token,
+        "k3_in_loss",
+        "Yu et al. 2025, arXiv 2503.14476",
+        options={"epsilon": 0.2, "epsilon_high": 0.28},
+        uses_groups=True,
+        deviations="dynamic sampling and overlong punishment are options of rollout and reward",
     ),
     Algorithm(
         "opo",
@@ -228,6 +290,26 @@ _ROWS = (
         deviations="no lower clip, and 5 as the upper one (Khatri et al. 2025, ScaleRL)",
     ),
     Algorithm(
+        "minimum_risk",
+        estimators.minimum_risk,
+        losses.score_function,
+        losses.per_trajectory,
+        "k1_in_reward",
+        "Shen et al. 2016, arXiv 1512.02433",
+        uses_groups=True,
+        deviations="the gradient at the sampling policy, as an advantage",
+    ),
+    Algorithm(
+        "v_trace",
+        estimators.v_trace,
+        losses.score_function,
+        losses.per_token,
+        "k1_in_reward",
+        "Espeholt et al. 2018, arXiv 1802.01561",
+        uses_values=True,
+        value_target=estimators.v_trace_targets,
+    ),
+    Algorithm(
         "a2c",
         estimators.n_step_advantage,
         losses.score_function,
@@ -272,41 +354,11 @@ def register(row: Algorithm) -> None:
             raise InputError(
                 f'algorithm "{row.name}": its {what} takes ({", ".join(positional)}), it must take ({like})'
             )
-        if free := [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]:
+        needed = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
+        if free := [name for name in needed if what != "advantage" or name not in DATA]:
             raise InputError(
                 f'algorithm "{row.name}": the option "{free[0]}" of its {what} has no default; give it one'
             )
     if row.kl not in KL_PLACES:
         raise InputError(f'algorithm "{row.name}": kl="{row.kl}".{did_you_mean(row.kl, KL_PLACES)}')
     ALGORITHMS[row.name] = row
-
-
-def assign_credit(algorithm: Algorithm, batch: Batch, *, standardise: bool = False) -> Batch:
-    """Fill in advantages, value targets (advantage + value) and the KL penalty in the reward, where the row has them.
-
-    `standardise` divides centred advantages by their standard deviation over actions: a named bias, off by default.
-    """
-    rewards = batch.rewards
-    if algorithm.beta and algorithm.kl == "k1_in_reward":
-        assert batch.reference_log_probs is not None
-        penalty = losses.kl_k1(batch.behavior_log_probs, batch.reference_log_probs)
-        rewards = torch.where(batch.mask, rewards - algorithm.beta * penalty, rewards)
-    advantages = algorithm.advantage(
-        rewards,
-        batch.mask,
-        batch.group,
-        batch.values,
-        batch.final_values,
-        **algorithm.options_of(algorithm.advantage),
-    )
-    value_targets = advantages + batch.values if algorithm.uses_values and batch.values is not None else None
-    if standardise:
-        advantages = standardise_over_actions(advantages, batch.mask)
-    return replace(batch, advantages=advantages, value_targets=value_targets)
-
-
-def standardise_over_actions(advantages: Tensor, mask: Tensor) -> Tensor:
-    """Return (A − mean)/(std + 1e-8) over the true entries of `mask`, zeros on padding."""
-    mean = masked_mean(advantages, mask)
-    variance = masked_mean((advantages - mean) ** 2, mask)
-    return torch.where(mask, (advantages - mean) / (variance.sqrt() + 1e-8), torch.zeros_like(advantages))

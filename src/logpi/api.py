@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from logpi.config import Config, make_config, merge, read_toml
+from logpi.config import ROW_OPTIONS, Config, make_config, merge, read_toml
 from logpi.errors import InputError
 from logpi.recipes import recipe_header, recipe_names, recipe_path, resolve
 
@@ -26,12 +26,13 @@ __all__ = [
 def _algorithm(config: Config) -> Any:
     from logpi.algorithms import get_algorithm
 
-    names = {"gamma", "gae_lambda", "epsilon", "epsilon_high", "std_epsilon", "n_steps", "budget", "beta"}
+    chosen = config.algorithm
     load_modules(config.modules)
-    row = get_algorithm(config.algorithm.name)
+    row = get_algorithm(chosen.name)
     if "budget" in row.option_names():
         row = row.with_options(budget=float(config.rollout.max_completion_length))
-    return row.with_options(**config.algorithm.model_dump(include=names), **config.algorithm.options)
+    row = row.with_options(**chosen.model_dump(include=ROW_OPTIONS), **chosen.options)
+    return replace(row, kl=chosen.kl or row.kl, **chosen.terms())
 
 
 def load_modules(files: Sequence[str]) -> None:
@@ -107,7 +108,9 @@ def build(config: Config, task: Any = None, *, weights_from: Path | None = None)
         num_generations=rollout.num_generations,
         max_completion_length=rollout.max_completion_length,
         max_rows=rollout.max_rows,
-        on_failure=config.reward.on_failure,
+        reward=config.reward,
+        num_spare_prompts=rollout.num_spare_prompts,
+        greedy_baseline=algorithm.baseline == "greedy",
         start_policy=partial(load, str(options.model)),
     )
     return experience, policy, algorithm
@@ -250,7 +253,11 @@ def _run(config: Config, task: Any, record: Any, interrupts: Any, observer: Any)
     if summary["status"] == "finished":
         samples = record.rows("samples.jsonl")
         summary["ledger"] = balance(
-            samples, experience.plan, config.rollout.num_generations, range(trainer.first_step, trainer.steps_done)
+            samples,
+            experience.plan,
+            1 if config.task is None else config.rollout.num_prompts,
+            config.rollout.num_generations,
+            range(trainer.first_step, trainer.steps_done),
         )
         summary["samples"] = experience.before_and_after(record)
         summary["final"] = str(record.path / "final")

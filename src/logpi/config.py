@@ -15,7 +15,8 @@ from logpi.errors import InputError, did_you_mean
 
 # The algorithms that need more than one completion a prompt; the table itself needs torch, this module must not.
 COMPARE_WITHIN_GROUPS = (
-    "reinforce_baseline", "rloo", "grpo", "dr_grpo", "opo", "maxrl", "reinforce_pp_baseline", "gspo", "cispo",
+    "reinforce_baseline", "rloo", "grpo", "dr_grpo", "dapo", "opo", "maxrl", "reinforce_pp_baseline", "gspo", "cispo",
+    "minimum_risk",
 )  # fmt: skip
 
 
@@ -59,6 +60,9 @@ class RolloutConfig(Section):
     """Tokens; a longer completion is cut and counts as truncated."""
     max_rows: int = Field(default=128, ge=8)
     """Completions that are sampled side by side: memory, not results."""
+    num_spare_prompts: int = Field(default=0, ge=0)
+    """Further prompts of a step, each sampled only where a group's rewards are all equal, in its place (Yu et al. 2025:
+    dynamic sampling). With a centred advantage the gradient stays exact up to a constant."""
 
 
 class RewardConfig(Section):
@@ -68,10 +72,22 @@ class RewardConfig(Section):
     """For one completion. With it, functions run in child processes that can be killed, a completion a call."""
     on_failure: Literal["error", "exclude"] = "error"
     """Of a function that raises, takes too long, or gives no number: stop, or leave the completion out of the step."""
+    overlong_tokens: int | None = Field(default=None, ge=1)
+    """Soft overlong punishment (Yu et al. 2025): over the last so many tokens of max_completion_length a completion's
+    reward falls linearly by up to 1."""
+    truncated: Literal["keep", "exclude"] = "keep"
+    """Of a completion that the limit cut. exclude: out of the step; the objective is that of completions that end."""
     num_workers: int = Field(default=2, ge=1)
     """Child processes a function."""
     max_calls: int = Field(default=1000, ge=1)
     """A child is replaced after so many: what it leaked is then gone."""
+
+
+# The options of an algorithm that its row's functions take.
+ROW_OPTIONS = {
+    "gamma", "gae_lambda", "epsilon", "epsilon_high", "std_epsilon", "n_steps", "budget", "beta", "sharpness",
+    "rho_cap", "c_cap",
+}  # fmt: skip
 
 
 class AlgorithmConfig(Section):
@@ -89,6 +105,31 @@ class AlgorithmConfig(Section):
     """Of dr_grpo: the constant that it divides by; None: rollout.max_completion_length."""
     beta: float | None = Field(default=None, ge=0)
     """Weight of the KL penalty against the starting policy."""
+    kl: (
+        Literal[
+            "k1_in_reward", "k2_in_reward", "k3_in_reward",
+            "k1_in_loss", "k2_in_loss", "k3_in_loss", "k2_of_sequence_in_loss",
+        ]
+        | None
+    ) = None  # fmt: skip
+    """Which estimate of it, and where; None: the row's."""
+    entropy_coef: float = Field(default=0.0, ge=0)
+    """Of each action's entropy, in the loss: partial, it ignores which states the actions lead to."""
+    entropy_in_reward: float = Field(default=0.0, ge=0)
+    """Of −log π, in the reward: with an exact advantage the exact gradient of the whole trajectory's entropy."""
+    importance: Literal["token", "sequence", "prefix"] | None = None
+    """Weight actions with π/μ where the sampler μ is not the learner π (measured mode); None: no correction."""
+    importance_cap: float | None = Field(default=2.0, gt=0)
+    """Largest weight; null: none."""
+    importance_floor: float = Field(default=0.0, ge=0)
+    importance_masked: bool = False
+    """Weights beyond cap and floor become 0, not the bound."""
+    sharpness: float | None = Field(default=None, gt=0)
+    """Of minimum_risk: α in Q ∝ π^α."""
+    rho_cap: float | None = Field(default=None, gt=0)
+    """Of v_trace: ρ̄."""
+    c_cap: float | None = Field(default=None, gt=0)
+    """Of v_trace: c̄."""
     options: dict[str, float] = {}
     """Of a row of one's own: what its functions take besides the options above."""
     standardise_advantages: bool = False
@@ -97,6 +138,13 @@ class AlgorithmConfig(Section):
     num_minibatches: int = Field(default=1, ge=1)
     """Optimiser steps a pass over the rollout; whole groups or episodes stay together."""
     value_coef: float = Field(default=0.5, ge=0)
+
+    def terms(self) -> dict[str, Any]:
+        """Return what is added to a row's loss or reward, in the row's names."""
+        bounds = {"cap": self.importance_cap, "floor": self.importance_floor, "masked": self.importance_masked}
+        importance = {} if self.importance is None else {"level": self.importance, **bounds}
+        entropy = {"entropy_coef": self.entropy_coef, "entropy_in_reward": self.entropy_in_reward}
+        return {"importance": importance, **entropy}
 
 
 class LearnerConfig(Section):
@@ -176,6 +224,20 @@ class Config(Section):
             raise ValueError("policy.model names a language model: leave it out for an environment")
         if self.policy.kind == "causal_lm" and not self.policy.model:
             raise ValueError('policy.model is missing: name a folder, a hub id or "smollm2-q4" (--model)')
+        length = self.rollout.max_completion_length
+        if self.reward.overlong_tokens is not None and self.reward.overlong_tokens > length:
+            raise ValueError(
+                f"reward.overlong_tokens={self.reward.overlong_tokens} is over rollout.max_completion_length={length}"
+            )
+        if self.environment is not None:
+            for option, used in (
+                ("rollout.num_spare_prompts", self.rollout.num_spare_prompts),
+                ("reward.overlong_tokens", self.reward.overlong_tokens),
+                ('reward.truncated="exclude"', self.reward.truncated == "exclude"),
+                ('algorithm "remax"', self.algorithm.name == "remax"),
+            ):
+                if used:
+                    raise ValueError(f"{option} is for language tasks; leave it out for an environment")
         if self.rollout.num_generations == 1 and self.algorithm.name in COMPARE_WITHIN_GROUPS:
             raise ValueError(
                 f'rollout.num_generations=1: algorithm "{self.algorithm.name}" compares completions of one prompt and '

@@ -11,6 +11,7 @@ import torch
 from jinja2.exceptions import TemplateError
 from torch import Tensor
 
+from logpi.config import RewardConfig
 from logpi.errors import InputError
 from logpi.evaluation import Evaluation, estimate, evaluate_problems
 from logpi.losses import kl_k3
@@ -44,12 +45,12 @@ UNRELATED = tuple(
 class Experience(Protocol):
     """What the trainer asks of a task or an environment."""
 
-    def sample(self, step: int, policy_version: int) -> list[Trajectory]:
-        """Sample this step's trajectories: a pure function of seed, step and weights."""
+    def sample(self, step: int, policy_version: int, places: range) -> list[Trajectory]:
+        """Sample the trajectories of these places of the step's plan: a pure function of seed, step and weights."""
         ...
 
     def plan(self, step: int) -> list[int]:
-        """Return the uids of the prompts of this step, in order."""
+        """Return the uids of the prompts of this step, in order; the last ones are spare where there are some."""
         ...
 
     def reward(self, trajectories: list[Trajectory]) -> list[Trajectory]:
@@ -84,12 +85,16 @@ class TaskExperience:
         num_generations: int,
         max_completion_length: int,
         max_rows: int = 128,
-        on_failure: str = "error",
+        reward: RewardConfig | None = None,
+        num_spare_prompts: int = 0,
+        greedy_baseline: bool = False,
         start_policy: Callable[[], CausalLM] | None = None,
     ):
-        """`start_policy` loads the policy that training began with, to measure how far it went."""
+        """`start_policy` loads the policy that training began with, to measure how far it went. `greedy_baseline` adds
+        each prompt's likeliest completion, to compare the others with."""
         self.policy, self.task, self.seed, self.start_policy = policy, task, seed, start_policy
-        self.num_prompts, self.num_generations, self.on_failure = num_prompts, num_generations, on_failure
+        self.num_prompts, self.num_spare_prompts, self.num_generations = num_prompts, num_spare_prompts, num_generations
+        self.options, self.greedy_baseline = reward or RewardConfig(), greedy_baseline
         self.sampling = Sampling(max_completion_length, seed, Stream.ROLLOUT, max_rows=max_rows)
         self.greedy = replace(self.sampling, stream=Stream.EVALUATION, greedy=True)
         self.problems = {problem.uid: problem for problem in task.train}
@@ -130,23 +135,27 @@ class TaskExperience:
 
     def plan(self, step: int) -> list[int]:
         """Return the uids of the step's problems: the epochs' orders one after the other, cut into steps."""
-        size, first = len(self.task.train), step * self.num_prompts
+        size, count = len(self.task.train), self.num_prompts + self.num_spare_prompts
         picked = []
-        for position in range(first, first + self.num_prompts):
+        for position in range(step * count, (step + 1) * count):
             epoch, index = divmod(position, size)
             picked.append(self.task.train[order_of_epoch(self.seed, epoch, size)[index]].uid)
         return picked
 
-    def sample(self, step: int, policy_version: int) -> list[Trajectory]:
-        seen: Counter[int] = Counter()  # a problem that comes twice in a step gets other draws the second time
+    def sample(self, step: int, policy_version: int, places: range) -> list[Trajectory]:
+        plan = self.plan(step)
+        seen = Counter(plan[: places.start])  # a problem that comes twice in a step gets other draws the second time
         prompts = []
-        for uid in self.plan(step):
+        for uid in plan[places.start : places.stop]:
             tokens = self.tokens(self.problems[uid].prompt)
             prompts.append(TokenPrompt(uid, tokens, first_sample=seen[uid] * self.num_generations))
             seen[uid] += 1
-        return generate(
-            self.policy, prompts, self.num_generations, self.sampling, step=step, policy_version=policy_version
-        )
+        versions = {"step": step, "policy_version": policy_version}
+        found = generate(self.policy, prompts, self.num_generations, self.sampling, **versions)
+        if self.greedy_baseline:
+            likeliest = generate(self.policy, prompts, 1, self.greedy, **versions)
+            found += [replace(t, is_baseline=True) for t in likeliest]
+        return [replace(t, group=places.start + t.group) for t in found]
 
     def reward(self, trajectories: list[Trajectory]) -> list[Trajectory]:
         sound = [t for t in trajectories if t.failure is None]
@@ -154,18 +163,36 @@ class TaskExperience:
         prompts = [p.prompt for p in problems]
         completions = as_completions(prompts, [self.decode(t) for t in sound])
         ids = [t.actions.tolist() for t in sound]
-        scores = score(self.task.rewards, prompts, completions, ids, columns_of(problems), on_failure=self.on_failure)
-        known = Counter(t.group for t, total in zip(sound, scores.total, strict=True) if total is not None)
+        on_failure = self.options.on_failure
+        scores = score(self.task.rewards, prompts, completions, ids, columns_of(problems), on_failure=on_failure)
+        totals, failures = self._of_lengths(sound, scores.total), scores.failures
+        left = zip(sound, totals, strict=True)
+        known = Counter(t.group for t, total in left if total is not None and not t.is_baseline)
         rewarded = iter(
             replace(
                 t,
                 rewards=None if total is None or known[t.group] == 1 < self.num_generations else _at_the_end(total, t),
                 rewards_by_name={name: values[i] for name, values in scores.by_name.items()},
-                failure=scores.failures.get(i, "no reward applies") if total is None else None,
+                failure=failures.get(i, "truncated" if scored is not None else "no reward applies")
+                if total is None
+                else None,
             )
-            for i, (t, total) in enumerate(zip(sound, scores.total, strict=True))
+            for i, (t, total, scored) in enumerate(zip(sound, totals, scores.total, strict=True))
         )
         return [next(rewarded) if t.failure is None else t for t in trajectories]
+
+    def _of_lengths(self, trajectories: Sequence[Trajectory], totals: Sequence[float | None]) -> list[float | None]:
+        """Return the rewards less the overlong punishment; None for truncated completions where they are left out.
+
+        R − clip((|y| − (L − c))/c, 0, 1), L the longest allowed, c = overlong_tokens (Yu et al. 2025, equation 13).
+        """
+        out, limit, span = [], self.sampling.max_new_tokens, self.options.overlong_tokens
+        for t, total in zip(trajectories, totals, strict=True):
+            if total is not None and span is not None:
+                total -= min(1.0, max(0.0, (len(t) - (limit - span)) / span))
+            is_out = t.truncated and self.options.truncated == "exclude" and not t.is_baseline
+            out.append(None if is_out else total)
+        return out
 
     # --- evaluation --------------------------------------------------------------------------------------------
 
@@ -177,7 +204,7 @@ class TaskExperience:
 
     def _evaluate(self, problems: Sequence[Problem]) -> tuple[Evaluation, list[dict[str, Any]]]:
         metrics = self.task.metrics or self.task.rewards
-        return evaluate_problems(problems, metrics, self.complete_greedily, self.decode, self.on_failure)
+        return evaluate_problems(problems, metrics, self.complete_greedily, self.decode, self.options.on_failure)
 
     def _full_report(self, step: int) -> dict[str, Any]:
         probes = {name: self._evaluate(problems)[0].as_dict() for name, problems in self.task.probes.items()}
@@ -249,6 +276,7 @@ class TaskExperience:
             "tokens": len(trajectory),
             "reward": None if trajectory.rewards is None else float(trajectory.rewards.sum()),
             "terminated": trajectory.terminated,
+            **({"is_baseline": True} if trajectory.is_baseline else {}),
             **({} if trajectory.failure is None else {"failure": trajectory.failure}),
         }
 
@@ -285,7 +313,7 @@ class EnvironmentExperience:
         self.policy, self.environment, self.seed = policy, environment, seed
         self.num_generations, self.num_eval_episodes = num_generations, num_eval_episodes
 
-    def sample(self, step: int, policy_version: int) -> list[Trajectory]:
+    def sample(self, step: int, policy_version: int, places: range) -> list[Trajectory]:
         from logpi.rollout.collect import collect
 
         return collect(

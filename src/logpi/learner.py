@@ -13,12 +13,13 @@ from logpi.algorithms import Algorithm
 from logpi.batching import micro_batches
 from logpi.device import is_out_of_memory
 from logpi.errors import InputError, OutOfMemoryError
-from logpi.losses import kl_k3, squared_error
+from logpi.losses import squared_error
 from logpi.masking import masked_sum
 from logpi.policies.base import Policy, PolicyOutput
 from logpi.trajectory import Batch
 
 T = TypeVar("T")
+BASELINE_RATE = 0.1  # of a moving baseline: b ← b + 0.1 (mean reward − b)
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class Learner:
         )
         self.reference = policy.frozen_copy() if algorithm.beta else None
         self.num_updates = 0
+        self.moving_baseline = 0.0  # of earlier steps' rewards, where the algorithm has one
 
     # --- before the update -------------------------------------------------------------------------------------
 
@@ -84,8 +86,16 @@ class Learner:
         """Fill in what the algorithm reads besides rewards: values, reference and old log-probs; nothing it doesn't."""
         return self._within_memory(lambda: self._annotate(batch, several_updates))
 
+    def follow(self, batch: Batch) -> None:
+        """Move the moving baseline towards this batch's mean reward; after its advantages are taken."""
+        if self.algorithm.baseline == "moving":
+            self.moving_baseline += BASELINE_RATE * (float(batch.rewards.sum(1).mean()) - self.moving_baseline)
+
     def _annotate(self, batch: Batch, several_updates: bool) -> Batch:
         uses_values = self.algorithm.uses_values
+        if self.algorithm.baseline == "moving":
+            batch = replace(batch, values=batch.mask * self.moving_baseline)
+        several_updates |= self.algorithm.reads_ratios
         if uses_values or several_updates:
             out = self._evaluate_all(self.policy, batch)
             if uses_values:
@@ -127,7 +137,7 @@ class Learner:
         assert batch.advantages is not None and batch.token_weights is not None
         self.optimizer.zero_grad(set_to_none=True)
         trained = torch.arange(len(batch))
-        if not (self._kl_in_loss or self.algorithm.uses_values):
+        if not (self.algorithm.kl_in_loss or self.algorithm.uses_values or self.algorithm.entropy_coef):
             trained = (batch.advantages != 0).any(1).nonzero()[:, 0]
         totals = {"loss": 0.0, "kl": 0.0, "value_loss": 0.0, "clipped": 0.0, "ratio_sum": 0.0, "ratio_max": 0.0}
         if not len(trained):
@@ -173,10 +183,6 @@ class Learner:
             self.optimizer.zero_grad(set_to_none=True)
             self.micro_batch_tokens //= 2
 
-    @property
-    def _kl_in_loss(self) -> bool:
-        return bool(self.algorithm.beta) and self.algorithm.kl == "k3_in_loss"
-
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """Return (Σ token_weights·per-token loss, sums for the record) of one micro-batch."""
         assert batch.advantages is not None and batch.token_weights is not None
@@ -184,10 +190,14 @@ class Learner:
         old_log_probs = out.log_probs.detach() if batch.old_log_probs is None else batch.old_log_probs
         options = self.algorithm.options_of(self.algorithm.surrogate)
         per_token = self.algorithm.surrogate(out.log_probs, old_log_probs, batch.advantages, batch.mask, **options)
+        if batch.importance_weights is not None:
+            per_token = per_token * batch.importance_weights
+        if self.algorithm.entropy_coef:
+            per_token = per_token - self.algorithm.entropy_coef * out.entropies
         found: dict[str, float] = {}
-        if self._kl_in_loss:
+        if self.algorithm.kl_in_loss:
             assert batch.reference_log_probs is not None
-            kl = kl_k3(out.log_probs, batch.reference_log_probs)
+            kl = self.algorithm.kl_terms(out.log_probs, batch.reference_log_probs, batch.mask)
             per_token = per_token + self.algorithm.beta * kl
             found["kl"] = float(masked_sum(kl.detach() * batch.token_weights, batch.mask))
         if self.algorithm.uses_values:
@@ -244,7 +254,8 @@ class Learner:
             tensors[f"parameter/{name}"] = parameter.detach()
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer/{key}/{name}"] = value
-        return tensors, {"num_updates": self.num_updates, "last_learning_rate": self.current_learning_rate()}
+        numbers = {"num_updates": self.num_updates, "last_learning_rate": self.current_learning_rate()}
+        return tensors, numbers | {"moving_baseline": self.moving_baseline}
 
     @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
@@ -262,6 +273,7 @@ class Learner:
                     f"the policy's {parameter.dtype} {list(parameter.shape)}"
                 )
         self.num_updates = numbers["num_updates"]
+        self.moving_baseline = numbers["moving_baseline"]
         for group in self.optimizer.param_groups:
             group["lr"] = numbers["last_learning_rate"]
         for name, parameter in self.parameters.items():

@@ -8,19 +8,28 @@ from typing import Any
 
 
 def balance(
-    samples: Iterable[Mapping[str, Any]], plan: Callable[[int], list[int]], num_generations: int, steps: range
+    samples: Iterable[Mapping[str, Any]],
+    plan: Callable[[int], list[int]],
+    num_prompts: int,
+    num_generations: int,
+    steps: range,
 ) -> dict[str, Any]:
-    """Compare the rows of samples.jsonl with the plan (step -> prompt uids) of these steps.
+    """Compare the rows of samples.jsonl with the plan (step -> prompt uids) of these steps: its first `num_prompts`,
+    and as many of the spare ones behind them as the step's rows are enough for.
 
     Returns the counts, and up to 8 `differences`: a completion of a step that is missing, twice there, or not planned.
     `left_out`: completions that were sampled as planned, but no reward function gave them a number.
     """
-    rows = [(row["step"], row["prompt_uid"], row["sample"], row["reward"] is None) for row in samples]
+    trained = [row for row in samples if not row.get("is_baseline")]
+    rows = [(row["step"], row["prompt_uid"], row["sample"], row["reward"] is None) for row in trained]
     found = Counter(row[:3] for row in rows)
+    taken = {
+        step: max(num_prompts, round(count / num_generations)) for step, count in Counter(r[0] for r in rows).items()
+    }
     planned = Counter(
         (step + 1, uid, sample)
         for step in steps
-        for uid, times in Counter(plan(step)).items()
+        for uid, times in Counter(plan(step)[: taken.get(step + 1, num_prompts)]).items()
         for sample in range(times * num_generations)
     )
     wrong = sorted(key for key in found | planned if found[key] != planned[key])

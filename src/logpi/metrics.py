@@ -24,6 +24,7 @@ def reward_spread(totals: Tensor, group: Tensor) -> tuple[float, float]:
 
 def step_metrics(trajectories: Sequence[Trajectory], batch: Batch, updates: Sequence[Update]) -> dict[str, Any]:
     """Return the step's metrics: of all trajectories, of the scored ones in the batch, of the optimiser's updates."""
+    trajectories = [t for t in trajectories if not t.is_baseline]
     std, zero_std = reward_spread(batch.rewards.sum(1), batch.group)
     lengths = [len(t) for t in trajectories]
     gradients = [u.gradient for u in updates]

@@ -11,9 +11,10 @@ import torch
 
 from logpi import checkpoint
 from logpi.alerts import alerts
-from logpi.algorithms import Algorithm, assign_credit
+from logpi.algorithms import Algorithm
 from logpi.batching import minibatches
 from logpi.config import Config
+from logpi.credit import assign_credit
 from logpi.errors import MismatchError, NonFiniteError
 from logpi.evaluation import Evaluation
 from logpi.experience import Experience
@@ -74,15 +75,13 @@ class Trainer:
 
         trajectories = self.journal.read(step + 1)  # there, if a process died after it had sampled and scored them
         if trajectories is None:
-            with self.timed("sample"):
-                trajectories = self.experience.sample(step, self.learner.num_updates)
-            with self.timed("reward"):
-                trajectories = self.experience.reward(trajectories)
+            trajectories = self.sample_and_reward(step)
             self.journal.write(step + 1, trajectories)
         with self.timed("advantage"):
-            batch = make_batch(scored(trajectories, step + 1))
+            batch = make_batch(self.trainable(trajectories))
             batch = self.learner.annotate(batch, several_updates=several_updates)
             batch = assign_credit(self.algorithm, batch, standardise=options.standardise_advantages)
+            self.learner.follow(batch)
 
         updates: list[Update] = []
         for minibatch in minibatches(
@@ -102,6 +101,28 @@ class Trainer:
         self.steps_done += 1
         self.num_actions += sum(len(t) for t in trajectories)
         return trajectories, step_metrics(trajectories, batch, updates)
+
+    def sample_and_reward(self, step: int) -> list[Trajectory]:
+        """Sample and score the step's prompts; then spare ones, where there are some, for groups of equal rewards."""
+        found: list[Trajectory] = []
+        num_planned, taken = len(self.experience.plan(step)), 0
+        wanted = missing = num_planned - self.config.rollout.num_spare_prompts
+        while missing and taken < num_planned:
+            places = range(taken, min(taken + missing, num_planned))
+            with self.timed("sample"):
+                sampled = self.experience.sample(step, self.learner.num_updates, places)
+            with self.timed("reward"):
+                found += self.experience.reward(sampled)
+            taken, missing = places.stop, wanted - len(informative_groups(found))
+        return found
+
+    def trainable(self, trajectories: list[Trajectory]) -> list[Trajectory]:
+        """Return what the step trains on: what was scored; with spare prompts, groups whose rewards differ alone."""
+        found = scored(trajectories, self.steps_done + 1)
+        informative = informative_groups(found)
+        if self.config.rollout.num_spare_prompts and informative:
+            found = [t for t in found if t.group in informative]
+        return found
 
     def check_parity(self, gradient: Gradient, *, first: bool) -> None:
         """Raise MismatchError in a strict run whose first gradient saw other log-probs than the sampler recorded."""
@@ -274,10 +295,19 @@ class Trainer:
             )
 
 
+def informative_groups(trajectories: list[Trajectory]) -> set[int]:
+    """Return the groups in which not all rewards are equal."""
+    totals: dict[int, set[float]] = {}
+    for t in trajectories:
+        if t.rewards is not None and not t.is_baseline:
+            totals.setdefault(t.group, set()).add(float(t.rewards.sum()))
+    return {group for group, different in totals.items() if len(different) > 1}
+
+
 def scored(trajectories: list[Trajectory], step: int) -> list[Trajectory]:
     """Return the trajectories that have rewards. Raises NonFiniteError when none has."""
     found = [t for t in trajectories if t.rewards is not None]
-    if not found:
+    if all(t.is_baseline for t in found):
         reasons = ", ".join(sorted({str(t.failure) for t in trajectories}))
         raise NonFiniteError(
             f"step {step}: none of the {len(trajectories)} trajectories can be trained on ({reasons}); "

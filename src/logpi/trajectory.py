@@ -35,6 +35,7 @@ class Trajectory:
     truncated: bool
     rewards: Tensor | None = None  # [time], None until scored, and where no reward function gave a number
     rewards_by_name: Mapping[str, float | None] = field(default_factory=dict)  # what each reward function gave
+    is_baseline: bool = False  # its group's likeliest completion: compared with, not trained on
     failure: str | None = None  # why it can't be trained on
 
     def __len__(self) -> int:
@@ -62,6 +63,7 @@ class Batch:
     reference_log_probs: Tensor | None = None  # [batch, time], frozen policy
     advantages: Tensor | None = None  # [batch, time], detached
     value_targets: Tensor | None = None  # [batch, time], detached
+    importance_weights: Tensor | None = None  # [batch, time], π/μ, detached; None: 1
     old_log_probs: Tensor | None = None  # [batch, time], before this update; None: the update is the first
     token_weights: Tensor | None = None  # [batch, time], what each action counts in the loss
 
@@ -93,15 +95,20 @@ def pad(sequences: Sequence[Tensor], length: int | None = None) -> Tensor:
 
 
 def make_batch(trajectories: Sequence[Trajectory]) -> Batch:
-    """Pad scored trajectories into one batch, in the order given."""
+    """Pad scored trajectories into one batch, in the order given. The reward of a group's baseline, where there is one,
+    becomes the `values` of the others."""
+    baselines = {t.group: float(t.rewards.sum()) for t in trajectories if t.is_baseline and t.rewards is not None}
+    trajectories = [t for t in trajectories if not t.is_baseline]
     rewards = [t.rewards for t in trajectories if t.rewards is not None]
     if len(rewards) != len(trajectories):
         raise ValueError("make_batch needs rewards on every trajectory: score them first")
     lengths = torch.tensor([len(t) for t in trajectories])
     time = max(1, int(lengths.max()))
+    mask = torch.arange(time) < lengths[:, None]
+    known = torch.tensor([baselines.get(t.group, 0.0) for t in trajectories], dtype=torch.float64)
     return Batch(
         actions=pad([t.actions for t in trajectories], time),
-        mask=torch.arange(time) < lengths[:, None],
+        mask=mask,
         prompt_uid=torch.tensor([t.prompt_uid for t in trajectories]),
         sample=torch.tensor([t.sample for t in trajectories]),
         group=torch.tensor([t.group for t in trajectories]),
@@ -109,4 +116,5 @@ def make_batch(trajectories: Sequence[Trajectory]) -> Batch:
         rewards=pad(rewards, time),
         behavior_log_probs=pad([t.behavior_log_probs for t in trajectories], time),
         inputs=tuple(t.inputs for t in trajectories),
+        values=known[:, None] * mask if baselines else None,
     )

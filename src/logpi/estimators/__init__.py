@@ -1,10 +1,12 @@
 """Rewards to advantages: pure functions of tensors.
 
-All share a signature: `(rewards, mask, group, values, final_values, *, options) -> advantages`, shapes [batch, time],
-[batch, time] bool, [batch], [batch, time] or None, [batch] or None. Advantages come back detached, [batch, time], zero
-on padding.
+All share a signature: `(rewards, mask, group, values, final_values, *, data, options) -> advantages`, shapes
+[batch, time], [batch, time] bool, [batch], [batch, time] or None, [batch] or None. Advantages come back detached,
+[batch, time], zero on padding. `data` are keyword arguments without a default, by their names: `actions`, `log_probs`
+(as sampled) and `log_ratios` (log π − log of the policy that sampled), [batch, time] each.
 """
 
+from logpi.estimators.baseline import reward_minus_baseline
 from logpi.estimators.generalised_advantage import generalised_advantage, n_step_advantage
 from logpi.estimators.group import (
     batch_standardised,
@@ -15,7 +17,9 @@ from logpi.estimators.group import (
     length_weighted_leave_one_out,
     relative_to_mean,
 )
+from logpi.estimators.minimum_risk import minimum_risk
 from logpi.estimators.monte_carlo import reward_to_go, reward_to_go_leave_one_out, total_reward
+from logpi.estimators.v_trace import v_trace, v_trace_targets
 
 __all__ = [
     "batch_standardised",
@@ -25,9 +29,13 @@ __all__ = [
     "group_standardised",
     "leave_one_out",
     "length_weighted_leave_one_out",
+    "minimum_risk",
     "n_step_advantage",
     "relative_to_mean",
+    "reward_minus_baseline",
     "reward_to_go",
     "reward_to_go_leave_one_out",
     "total_reward",
+    "v_trace",
+    "v_trace_targets",
 ]

@@ -25,7 +25,7 @@ def generalised_advantage(
     cut where it was truncated. λ=1 is reward-to-go minus V (plus the bootstrap); λ=0 is one-step TD. Unbiased for λ=1
     with any V, and for λ<1 with the exact V only. Raises ValueError without values.
     """
-    values, next_values = _values_and_next(values, final_values, mask)
+    values, next_values = values_and_next(values, final_values, mask)
     deltas = torch.where(mask, rewards + gamma * next_values - values, torch.zeros_like(values))
     return reverse_cumulative_sum(deltas, mask, gamma * gae_lambda).detach()
 
@@ -45,7 +45,7 @@ def n_step_advantage(
     The end counts 0 where it terminated, V where it was cut. Unbiased where n reaches the end, or with the exact V.
     Raises ValueError without values.
     """
-    values, next_values = _values_and_next(values, final_values, mask)
+    values, next_values = values_and_next(values, final_values, mask)
     is_last = mask & ~torch.nn.functional.pad(mask[:, 1:], (0, 1))
     returns = rewards + gamma * next_values  # of one step
     for _ in range(int(n_steps) - 1):  # R^(k+1)_t = r_t + γ R^(k)_{t+1}
@@ -54,7 +54,7 @@ def n_step_advantage(
     return torch.where(mask, returns - values, torch.zeros_like(returns)).detach()
 
 
-def _values_and_next(
+def values_and_next(
     values: Float[Tensor, "batch time"] | None,
     final_values: Float[Tensor, " batch"] | None,
     mask: Bool[Tensor, "batch time"],

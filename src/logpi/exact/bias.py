@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from logpi.algorithms import Algorithm, assign_credit
+from logpi.algorithms import Algorithm
+from logpi.credit import assign_credit
 from logpi.exact import tabular
 from logpi.exact.tabular import COMPLETIONS, NUM_PROMPTS, TabularPolicy
 from logpi.learner import Learner
@@ -26,6 +27,8 @@ from logpi.trajectory import Batch, make_batch
 GROUP_SIZE = 4  # with 2 or 3 completions and 0/1 rewards the group's standard deviation is a constant: no bias shows
 GROUPS_AT_ONCE = 64
 EXACT = 1e-9
+A_BASELINE = 0.7  # any number will do: a moving baseline is known before the group is sampled
+SAME = TabularPolicy()  # samples come from the policy itself
 
 
 @dataclass(frozen=True)
@@ -39,23 +42,33 @@ class Measured:
 
 
 def measure(
-    algorithm: Algorithm, kind: str = "binary", group_size: int = GROUP_SIZE, values: str = "wrong"
+    algorithm: Algorithm,
+    kind: str = "binary",
+    group_size: int = GROUP_SIZE,
+    values: str = "wrong",
+    *,
+    sampler: TabularPolicy | None = None,
+    reference: TabularPolicy | None = None,
+    exact: Tensor | None = None,
 ) -> Measured:
     """Enumerate one algorithm. `kind`: the rewards (binary, real, dense); `values`: of a value function, exact or
-    wrong."""
+    wrong; `sampler`: another policy that the samples come from; `reference`: what a KL term is against; `exact`: the
+    gradient to compare with, ∇J unless it is given."""
     policy = TabularPolicy()
     if algorithm.uses_values:
         table = tabular.exact_values(policy, kind) if values == "exact" else tabular.wrong_values()
         policy = TabularPolicy(table)
     learner = Learner(policy, algorithm, learning_rate=1.0, micro_batch_tokens=10**9, value_coef=0.0)
+    learner.reference = reference or learner.reference
+    learner.moving_baseline = A_BASELINE
     mean, square = torch.zeros_like(policy.logits), 0.0
-    for batch, chances in _batches(kind, group_size):
+    for batch, chances in _batches(kind, group_size, sampler or SAME, algorithm.baseline == "greedy"):
         batch = _weighed(learner, algorithm, batch, chances)
         learner.backward(batch)
         assert policy.logits.grad is not None
         mean -= policy.logits.grad  # a loss descends
         square += _mean_square(learner, policy, batch, chances)
-    exact = tabular.exact_gradient(policy, kind)
+    exact = tabular.exact_gradient(policy, kind) if exact is None else exact
     scale = float((mean * exact).sum() / (exact * exact).sum())
     norm = float(exact.norm())
     return Measured(
@@ -90,9 +103,9 @@ def prove(algorithms: list[Algorithm]) -> Iterator[dict[str, Any]]:
 
 
 @cache
-def _batches(kind: str, group_size: int) -> list[tuple[Batch, Tensor]]:
-    """Return every group as batches, with each group's probability [groups] (prompts equally likely)."""
-    policy = TabularPolicy()
+def _batches(kind: str, group_size: int, policy: TabularPolicy, greedy: bool) -> list[tuple[Batch, Tensor]]:
+    """Return every group that `policy` can sample as batches, with each group's probability [groups] (prompts equally
+    likely); `greedy` adds the likeliest completion as the group's baseline."""
     chance = tabular.probabilities(policy).detach()
     groups = [
         (x, m) for x in range(NUM_PROMPTS) for m in combinations_with_replacement(range(len(COMPLETIONS)), group_size)
@@ -106,6 +119,9 @@ def _batches(kind: str, group_size: int) -> list[tuple[Batch, Tensor]]:
             orders = math.factorial(group_size) // math.prod(math.factorial(n) for n in Counter(members).values())
             chances.append(orders * float(chance[x, list(members)].prod()) / NUM_PROMPTS)
             trajectories += [tabular.trajectory(policy, kind, x, i, name, s) for s, i in enumerate(members)]
+            if greedy:
+                best = tabular.trajectory(policy, kind, x, tabular.likeliest(policy, x), name, 0)
+                trajectories.append(replace(best, is_baseline=True))
         out.append((make_batch(trajectories), torch.tensor(chances, dtype=torch.float64)))
     return out
 

@@ -46,13 +46,14 @@ class TabularPolicy:
     a gradient can then be taken apart into what each action adds.
     """
 
-    def __init__(self, values: Tensor | None = None):
-        """`values`: [prompts, prefixes]; without them the policy has no value function."""
+    def __init__(self, values: Tensor | None = None, shift: float = 0.0):
+        """`values`: [prompts, prefixes]; without them the policy has no value function. `shift` makes it another."""
         draws = torch.Generator().manual_seed(0)
         logits = torch.randn(NUM_PROMPTS, len(PREFIXES), VOCABULARY, generator=draws, dtype=torch.float64)
         logits[0, :, 2] -= 2.0
         logits[1, :, 2] += 2.5
-        self.logits = nn.Parameter(logits)
+        other = torch.randn(logits.shape, generator=draws, dtype=torch.float64)
+        self.logits = nn.Parameter(logits + shift * other)
         self.values = values
         self.has_values = values is not None
         self.evaluated: Tensor | None = None
@@ -70,7 +71,9 @@ class TabularPolicy:
         self.evaluated = chosen
         values = None if self.values is None else torch.where(mask, self.values[prompts, at], 0.0)
         final = None if values is None else torch.zeros(len(actions), dtype=torch.float64)
-        return PolicyOutput(chosen, torch.zeros_like(chosen), values, final)
+        everywhere = -(self.log_probs().exp() * self.log_probs()).sum(-1)
+        entropies = torch.where(mask, everywhere[prompts, at], 0.0)
+        return PolicyOutput(chosen, entropies, values, final)
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         return {"logits": self.logits}
@@ -94,6 +97,14 @@ def probabilities(policy: TabularPolicy) -> Tensor:
     log_probs = policy.log_probs()
     rows = [[log_probability(log_probs, x, y) for y in COMPLETIONS] for x in range(NUM_PROMPTS)]
     return torch.stack([torch.stack(row) for row in rows]).exp()
+
+
+def likeliest(policy: TabularPolicy, prompt: int) -> int:
+    """Return the index of the completion that takes the likeliest action each time."""
+    completion: tuple[int, ...] = ()
+    while tuple(completion) not in set(COMPLETIONS):
+        completion += (int(policy.log_probs()[prompt, PREFIXES.index(completion)].argmax()),)
+    return COMPLETIONS.index(completion)  # type: ignore[arg-type]
 
 
 def mean_rewards(policy: TabularPolicy, kind: str) -> Tensor:

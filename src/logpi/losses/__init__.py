@@ -5,7 +5,8 @@ A loss per token is summed with `token_weights`, which hold the global denominat
 to the same loss and gradient.
 """
 
-from logpi.losses.kl import kl_k1, kl_k2, kl_k3
+from logpi.losses.importance import importance_weights
+from logpi.losses.kl import kl_estimate, kl_k1, kl_k2, kl_k2_of_sequence, kl_k3
 from logpi.losses.policy import (
     clipped_ratio,
     importance_ratio,
@@ -19,8 +20,11 @@ from logpi.losses.value import squared_error
 __all__ = [
     "clipped_ratio",
     "importance_ratio",
+    "importance_weights",
+    "kl_estimate",
     "kl_k1",
     "kl_k2",
+    "kl_k2_of_sequence",
     "kl_k3",
     "per_budget",
     "per_sequence",

@@ -1,0 +1,268 @@
+"""The rest of the family against the exact gradient: importance weights, KL, entropy, minimum risk, V-trace."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+
+from logpi import losses
+from logpi.algorithms import KL_PLACES, get_algorithm
+from logpi.credit import assign_credit
+from logpi.errors import InputError
+from logpi.estimators import minimum_risk, v_trace, v_trace_targets
+from logpi.exact import TabularPolicy, measure, tabular
+from logpi.learner import Learner
+from logpi.losses import importance_weights
+from logpi.trajectory import make_batch
+
+REINFORCE = get_algorithm("reinforce")
+OTHER = TabularPolicy(shift=0.5)  # a stale sampler, or a reference
+
+
+def gradient_of(objective) -> torch.Tensor:
+    """Return the gradient of a function of TabularPolicy() by autograd through a sum over all completions."""
+    policy = TabularPolicy()
+    return torch.autograd.grad(objective(policy), policy.logits)[0]
+
+
+# --- samples of another policy --------------------------------------------------------------------------------------
+
+
+def corrected(level, cap=None, floor=0.0, masked=False, row=REINFORCE, kind="real"):
+    row = replace(row, importance={"level": level, "cap": cap, "floor": floor, "masked": masked})
+    return measure(row, kind, 1, sampler=OTHER)
+
+
+def test_sequence_weights_are_exact_and_shortcuts_are_measured():
+    assert corrected("sequence").relative_error <= 1e-9
+    none = measure(REINFORCE, "real", 1, sampler=OTHER).relative_error
+    token, capped, masked = (
+        corrected("token").relative_error,
+        corrected("sequence", cap=2.0).relative_error,
+        corrected("sequence", cap=2.0, floor=0.5, masked=True).relative_error,
+    )
+    assert none > 0.5 > token > 0.05 and none > masked > capped > 0.05
+    assert corrected("sequence", cap=2.0).variance < corrected("sequence").variance  # what the cap is for
+
+
+def test_prefix_weights_are_exact_with_rewards_to_come_that_are_exact():
+    """Q(s, a) in the place of the sampled reward to come, whose expectation is under the sampler: A19."""
+    policy = TabularPolicy()
+    values = tabular.exact_values(policy, "dense")
+
+    def exact_q(rewards, mask, group, v=None, final_values=None):
+        following = torch.nn.functional.pad(v[:, 1:], (0, 1))
+        return ((rewards + following) * mask).detach()  # r_t + V(s_{t+1}): V is 0 behind the end
+
+    row = replace(get_algorithm("a2c"), advantage=exact_q, reduction=losses.per_trajectory)
+    assert measure(row, "dense", 1, values="exact").relative_error <= 1e-9 and values.abs().max() > 0.1
+    prefix = replace(row, importance={"level": "prefix", "cap": None})
+    assert measure(prefix, "dense", 1, values="exact", sampler=OTHER).relative_error <= 1e-9
+    token = replace(row, importance={"level": "token", "cap": None})
+    assert measure(token, "dense", 1, values="exact", sampler=OTHER).relative_error > 0.01
+
+
+def test_weights_are_detached_products_in_log_space():
+    log_ratios = torch.tensor([[0.3, -0.2, 50.0], [0.1, 0.4, 99.0]], dtype=torch.float64, requires_grad=True)
+    mask = torch.tensor([[True, True, True], [True, True, False]])
+    weights = importance_weights(log_ratios, mask, level="prefix", cap=None)
+    assert not weights.requires_grad and float(weights[1, 2]) == 0.0
+    torch.testing.assert_close(weights[0].log(), torch.tensor([0.3, 0.1, 50.1], dtype=torch.float64))
+    torch.testing.assert_close(weights[1, :2].log(), torch.tensor([0.1, 0.5], dtype=torch.float64))
+    whole = importance_weights(log_ratios, mask, level="sequence", cap=2.0)
+    torch.testing.assert_close(whole[:, 0], torch.tensor([2.0, torch.e**0.5], dtype=torch.float64))
+    kept = importance_weights(log_ratios, mask, level="token", cap=1.45, floor=0.9, masked=True)
+    assert (kept > 0).tolist() == [[True, False, False], [True, False, False]]
+
+
+def test_decoupled_ppo_weighs_the_clipped_objective():
+    """At π = π_old its gradient is w·A∇log π, w = π_old/μ: exact with sequence weights and RLOO's clipped surrogate."""
+    assert corrected("sequence", row=replace(REINFORCE, surrogate=losses.clipped_ratio)).relative_error <= 1e-9
+
+
+# --- KL -------------------------------------------------------------------------------------------------------------
+
+BETA = 0.3
+
+
+def sequence_kl(policy: TabularPolicy) -> torch.Tensor:
+    """KL(π ‖ π_ref) of whole completions, the mean over prompts."""
+    mine, reference = tabular.probabilities(policy), tabular.probabilities(OTHER).detach()
+    return (mine * (mine / reference).log()).sum(1).mean()
+
+
+def visited_kl(policy: TabularPolicy, forward: bool) -> torch.Tensor:
+    """Σ over states of how often π visits them (held fixed) · KL of the two distributions there."""
+    chance = tabular.probabilities(policy).detach()
+    visits = torch.zeros(tabular.NUM_PROMPTS, len(tabular.PREFIXES), dtype=torch.float64)
+    for i, completion in enumerate(tabular.COMPLETIONS):
+        visits[:, tabular.states(completion)] += chance[:, i, None]
+    mine, reference = policy.log_probs(), OTHER.log_probs().detach()
+    kl = torch.nn.functional.kl_div
+    each = kl(mine, reference, log_target=True, reduction="none") if forward else mine.exp() * (mine - reference)
+    return (visits * each.sum(-1)).sum() / tabular.NUM_PROMPTS
+
+
+def mean_gradient(row) -> torch.Tensor:
+    """Return −E[∂loss] of one-completion groups, each batch through the library's own annotate, credit and backward."""
+    policy = TabularPolicy()
+    learner = Learner(policy, row, learning_rate=1.0)
+    learner.reference = OTHER
+    chance, total = tabular.probabilities(policy).detach(), torch.zeros_like(policy.logits)
+    for x in range(tabular.NUM_PROMPTS):
+        for i in range(len(tabular.COMPLETIONS)):
+            batch = make_batch([tabular.trajectory(policy, "real", x, i, 0, 0)])
+            batch = assign_credit(row, learner.annotate(batch, several_updates=False))
+            learner.backward(replace(batch, token_weights=row.token_weights(batch.mask)))
+            total -= policy.logits.grad * chance[x, i] / tabular.NUM_PROMPTS
+    return total
+
+
+def size(gradient: torch.Tensor) -> float:
+    return float(gradient.norm())
+
+
+@pytest.mark.parametrize("place", KL_PLACES)
+def test_what_a_kl_term_really_climbs(place):
+    found = mean_gradient(replace(REINFORCE, kl=place, beta=BETA)) - tabular.exact_gradient(TabularPolicy(), "real")
+    exact = -BETA * gradient_of(sequence_kl)
+    if place in ("k1_in_reward", "k2_of_sequence_in_loss"):
+        assert size(found - exact) <= 1e-12 * size(exact)
+    elif place == "k1_in_loss":
+        assert size(found) <= 1e-14  # zero on average
+    elif place == "k2_in_loss":
+        visited = -BETA * gradient_of(partial(visited_kl, forward=False))
+        assert size(found - visited) <= 1e-12 * size(visited) and size(found - exact) > 1e-2 * size(exact)
+    elif place == "k3_in_loss":
+        visited = -BETA * gradient_of(partial(visited_kl, forward=True))
+        assert size(found - visited) <= 1e-12 * size(visited) and size(found - exact) > 1e-2 * size(exact)
+    else:  # no KL's gradient
+        cosine = float((found * exact).sum()) / size(found) / size(exact)
+        assert cosine < 0.99
+
+
+# --- entropy --------------------------------------------------------------------------------------------------------
+
+
+def sequence_entropy(policy: TabularPolicy) -> torch.Tensor:
+    chance = tabular.probabilities(policy)
+    return -(chance * chance.log()).sum(1).mean()
+
+
+def test_the_entropy_in_the_reward_is_exact_for_whole_completions():
+    row = replace(REINFORCE, entropy_in_reward=BETA)
+    found = mean_gradient(row) - tabular.exact_gradient(TabularPolicy(), "real")
+    exact = BETA * gradient_of(sequence_entropy)
+    assert size(found - exact) <= 1e-12 * size(exact)
+    rloo = replace(get_algorithm("rloo"), entropy_in_reward=BETA)
+    target = tabular.exact_gradient(TabularPolicy(), "real") + exact
+    assert measure(rloo, "real", 3, exact=target).relative_error <= 1e-9
+
+
+def test_the_entropy_in_the_loss_is_that_of_each_visited_state():
+    found = mean_gradient(replace(REINFORCE, entropy_coef=BETA)) - tabular.exact_gradient(TabularPolicy(), "real")
+
+    def visited(policy):
+        chance = tabular.probabilities(policy).detach()
+        entropies = -(policy.log_probs().exp() * policy.log_probs()).sum(-1)
+        each = [chance[:, i] * entropies[:, tabular.states(y)].sum(1) for i, y in enumerate(tabular.COMPLETIONS)]
+        return BETA * sum(each).mean()
+
+    partial_one, exact = gradient_of(visited), BETA * gradient_of(sequence_entropy)
+    assert size(found - partial_one) <= 1e-12 * size(partial_one)
+    cosine = float((found * exact).sum()) / size(found) / size(exact)
+    assert 0.90 < cosine < 0.92  # partial: docs/algorithms.md has the figure
+
+
+# --- minimum risk ---------------------------------------------------------------------------------------------------
+
+
+def test_minimum_risk_over_all_completions_with_sharpness_1_is_exact():
+    policy = TabularPolicy()
+    total = torch.zeros_like(policy.logits)
+    for x in range(tabular.NUM_PROMPTS):
+        found = [tabular.trajectory(policy, "real", x, i, 0, i) for i in range(15)]
+        batch = make_batch(found)
+        advantages = minimum_risk(
+            batch.rewards, batch.mask, batch.group,
+            actions=batch.actions, log_probs=batch.behavior_log_probs, sharpness=1.0,
+        )  # fmt: skip
+        scores = torch.stack([
+            torch.autograd.grad(
+                tabular.log_probability(policy.log_probs(), x, y), policy.logits
+            )[0] for y in tabular.COMPLETIONS
+        ])  # fmt: skip
+        total += (advantages[:, 0, None, None, None] * scores).sum(0) / 15 / tabular.NUM_PROMPTS
+    exact = tabular.exact_gradient(policy, "real")
+    assert size(total - exact) <= 1e-12 * size(exact)
+
+
+def test_minimum_risk_is_the_gradient_of_the_renormalised_mean_and_counts_copies_once():
+    """Group of 5 with one completion twice, against autograd through E_Q[R] of the 4 different ones."""
+    policy, x, members, alpha = TabularPolicy(), 1, [3, 9, 3, 0, 12], 0.4
+    different = [3, 9, 0, 12]
+    log_probs = torch.stack([tabular.log_probability(policy.log_probs(), x, tabular.COMPLETIONS[i]) for i in different])
+    returns = torch.tensor([sum(tabular.rewards("real", x, i)) for i in different], dtype=torch.float64)
+    expected = torch.autograd.grad(((alpha * log_probs).softmax(0) * returns).sum(), policy.logits)[0]
+    row = get_algorithm("minimum_risk").with_options(sharpness=alpha)
+    batch = make_batch([tabular.trajectory(policy, "real", x, i, 0, s) for s, i in enumerate(members)])
+    learner = Learner(policy, row, learning_rate=1.0)
+    batch = assign_credit(row, learner.annotate(batch, several_updates=False))
+    learner.backward(replace(batch, token_weights=row.token_weights(batch.mask)))
+    torch.testing.assert_close(-policy.logits.grad, expected, rtol=1e-12, atol=1e-14)
+
+
+# --- V-trace --------------------------------------------------------------------------------------------------------
+
+
+def test_v_trace_on_policy_is_the_return_minus_the_value():
+    draws = torch.Generator().manual_seed(0)
+    rewards, values, final = (torch.randn(s, generator=draws, dtype=torch.float64) for s in ((3, 5), (3, 5), (3,)))
+    mask = torch.arange(5) < torch.tensor([5, 3, 1])[:, None]
+    group, zeros = torch.arange(3), torch.zeros(3, 5, dtype=torch.float64)
+    found = v_trace(rewards * mask, mask, group, values, final, log_ratios=zeros, gamma=0.9)
+    for row, length in enumerate((5, 3, 1)):
+        returns = final[row]
+        for t in reversed(range(length)):
+            returns = rewards[row, t] + 0.9 * returns
+            assert float(found[row, t]) == pytest.approx(float(returns - values[row, t]), abs=1e-12)
+    assert (found[~mask] == 0).all()
+
+
+@pytest.mark.parametrize("cap", [1.0, 0.6, 10.0])
+def test_the_fixed_point_of_v_trace_is_the_value_of_the_capped_policy(cap):
+    """E_μ[v(s)] applied again and again converges to V of the policy ∝ min(ρ̄ μ, π), solved exactly (Espeholt: (3))."""
+    policy, kind, x = TabularPolicy(), "dense", 1
+    pi, mu = policy.log_probs().detach().exp()[x], OTHER.log_probs().detach().exp()[x]
+    capped = torch.minimum(cap * mu, pi)
+    target = TabularPolicy()
+    target.logits.data[x] = capped.log()
+    expected = tabular.exact_values(target, kind)[x]
+    values = torch.zeros(len(tabular.PREFIXES), dtype=torch.float64)
+    chance = tabular.probabilities(OTHER).detach()[x]
+    batch = make_batch([tabular.trajectory(OTHER, kind, x, i, 0, i) for i in range(15)])
+    mask, at = batch.mask, torch.stack([torch.nn.functional.pad(i[1:], (0, 4 - len(i))) for i in batch.inputs])
+    log_ratios = torch.where(mask, (pi / mu).log()[at, batch.actions], 0.0)
+    final = torch.zeros(15, dtype=torch.float64)
+    for _ in range(60):
+        own = values[at] * mask
+        targets = v_trace_targets(
+            batch.rewards, mask, batch.group, own, final, log_ratios=log_ratios, rho_cap=cap, c_cap=cap
+        )
+        weights = chance[:, None] * mask
+        sums, visits = torch.zeros_like(values), torch.zeros_like(values)
+        sums.index_add_(0, at[mask], (targets * weights)[mask])
+        visits.index_add_(0, at[mask], weights[mask])
+        values = sums / visits
+    torch.testing.assert_close(values, expected, rtol=1e-9, atol=1e-9)
+
+
+# --- what does not fit ----------------------------------------------------------------------------------------------
+
+
+def test_an_option_of_another_row_is_refused():
+    with pytest.raises(InputError, match='algorithm "rloo" has no option "sharpness"'):
+        get_algorithm("rloo").with_options(sharpness=0.1)
