@@ -22,7 +22,7 @@ LEVELS = [
     {"trajectory", "masking", "randomness", "config", "device"},
     {"environments", "policies", "estimators", "losses"},  # blind to one another
     {"tasks", "rollout", "algorithms", "batching", "run_folder", "interrupts", "journal"},
-    {"learner", "checkpoint", "distributed", "diagnostics", "evaluation", "identity", "ledger", "alerts"},
+    {"credit", "learner", "checkpoint", "distributed", "diagnostics", "evaluation", "identity", "ledger", "alerts"},
     {"exact", "experience", "supervised", "value_based", "metrics"},
     {"trainer"},
     {"recipes", "report"},

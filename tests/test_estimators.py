@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 
 import pytest
@@ -44,6 +45,17 @@ def ragged(seed=0):
     return rewards, mask, group, values, final_values
 
 
+def asked(estimator, mask):
+    """Return what the estimator asks for besides rewards and values."""
+    draws = torch.Generator().manual_seed(1)
+    data = {
+        "actions": torch.randint(3, mask.shape, generator=draws) * mask,
+        "log_probs": -torch.rand(mask.shape, generator=draws, dtype=torch.float64) * mask,
+        "log_ratios": torch.randn(mask.shape, generator=draws, dtype=torch.float64) * mask,
+    }
+    return {name: value for name, value in data.items() if name in inspect.signature(estimator).parameters}
+
+
 def test_masking_sums_and_means_ignore_padding():
     values = torch.tensor([[1.0, 2.0, NAN], [4.0, NAN, math.inf]])
     mask = torch.tensor([[True, True, False], [True, False, False]])
@@ -57,26 +69,33 @@ def test_masking_sums_and_means_ignore_padding():
 @pytest.mark.parametrize("estimator", ALL)
 def test_advantages_are_detached_zero_on_padding_and_blind_to_what_padding_holds(estimator):
     rewards, mask, group, values, final_values = ragged()
-    clean = estimator(rewards.requires_grad_(), mask, group, values.requires_grad_(), final_values.requires_grad_())
+    data = asked(estimator, mask)
+    clean = estimator(
+        rewards.requires_grad_(), mask, group, values.requires_grad_(), final_values.requires_grad_(), **data
+    )
     assert not clean.requires_grad
     assert clean.shape == mask.shape and (clean[~mask] == 0).all() and clean[mask].abs().min() > 0
     dirty = estimator(
-        rewards.detach().masked_fill(~mask, NAN), mask, group, values.detach().masked_fill(~mask, NAN), final_values
-    )
+        rewards.detach().masked_fill(~mask, NAN), mask, group, values.detach().masked_fill(~mask, NAN), final_values,
+        **{n: d.masked_fill(~mask, NAN if d.is_floating_point() else -7) for n, d in data.items()},
+    )  # fmt: skip
     assert torch.equal(dirty, clean)
 
 
 @pytest.mark.parametrize("estimator", ALL)
 def test_rows_may_come_in_any_order_and_groups_do_not_mix(estimator):
     rewards, mask, group, values, final_values = ragged()
-    whole = estimator(rewards, mask, group, values, final_values)
+    data = asked(estimator, mask)
+    whole = estimator(rewards, mask, group, values, final_values, **data)
     order = torch.tensor([5, 2, 7, 0, 1, 6, 4, 3])
-    permuted = estimator(rewards[order], mask[order], group[order], values[order], final_values[order])
+    moved = {name: tensor[order] for name, tensor in data.items()}
+    permuted = estimator(rewards[order], mask[order], group[order], values[order], final_values[order], **moved)
     torch.testing.assert_close(permuted, whole[order], rtol=1e-13, atol=1e-13)
     if estimator in OVER_THE_BATCH:
         return
     rows = torch.nonzero(group == 7)[:, 0]
-    alone = estimator(rewards[rows], mask[rows], group[rows], values[rows], final_values[rows])
+    own = {name: tensor[rows] for name, tensor in data.items()}
+    alone = estimator(rewards[rows], mask[rows], group[rows], values[rows], final_values[rows], **own)
     torch.testing.assert_close(alone, whole[rows], rtol=1e-13, atol=1e-13)
 
 

@@ -62,7 +62,10 @@ class Algorithm:
 
     def kl_terms(self, log_probs: Tensor, reference_log_probs: Tensor, mask: Tensor) -> Tensor:
         """Return the row's estimate of KL(π ‖ π_ref) per action, [batch, time]."""
-        return losses.kl_estimate(self.kl.rsplit("_in_", 1)[0])(log_probs, reference_log_probs, mask)
+        name = self.kl.rsplit("_in_", 1)[0]
+        if name == "k2_of_sequence":
+            return losses.kl_k2_of_sequence(log_probs, reference_log_probs, mask)
+        return {"k1": losses.kl_k1, "k2": losses.kl_k2, "k3": losses.kl_k3}[name](log_probs, reference_log_probs)
 
     @property
     def reads_ratios(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -20,4 +21,5 @@ def reward_minus_baseline(
     Raises ValueError without a baseline."""
     if values is None:
         raise ValueError("this advantage needs a baseline in `values`")
-    return ((sum_over_time(rewards, mask)[:, None] - values) * mask).detach()
+    advantages = sum_over_time(rewards, mask)[:, None] - values
+    return torch.where(mask, advantages, torch.zeros_like(advantages)).detach()

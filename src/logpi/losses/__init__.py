@@ -6,7 +6,7 @@ to the same loss and gradient.
 """
 
 from logpi.losses.importance import importance_weights
-from logpi.losses.kl import kl_estimate, kl_k1, kl_k2, kl_k2_of_sequence, kl_k3
+from logpi.losses.kl import kl_k1, kl_k2, kl_k2_of_sequence, kl_k3
 from logpi.losses.policy import (
     clipped_ratio,
     importance_ratio,
@@ -21,7 +21,6 @@ __all__ = [
     "clipped_ratio",
     "importance_ratio",
     "importance_weights",
-    "kl_estimate",
     "kl_k1",
     "kl_k2",
     "kl_k2_of_sequence",

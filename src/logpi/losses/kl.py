@@ -5,8 +5,6 @@ What each one's *gradient* is, in the reward or in the loss, differs from what i
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -41,11 +39,3 @@ def kl_k2_of_sequence(
     difference = torch.where(mask, log_probs - reference_log_probs, torch.zeros_like(log_probs))
     total = difference.sum(1, keepdim=True)
     return 0.5 * total**2 / mask.sum(1, keepdim=True).clamp(min=1) * mask
-
-
-def kl_estimate(name: str) -> Callable[..., Tensor]:
-    """Return the estimate that a KL place begins with, as a function (log_probs, reference_log_probs, mask)."""
-    if name == "k2_of_sequence":
-        return kl_k2_of_sequence
-    estimate = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}[name]
-    return lambda log_probs, reference_log_probs, mask: estimate(log_probs, reference_log_probs)
