@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from logpi.config import ROW_OPTIONS, Config, make_config, merge, read_toml
-from logpi.errors import InputError
+from logpi.errors import InputError, did_you_mean
 from logpi.recipes import recipe_header, recipe_names, recipe_path, resolve
 
 __all__ = [
@@ -384,10 +384,16 @@ def sample_run(run: str, prompt: str, num: int = 4) -> list[dict[str, Any]]:
     ]
 
 
-def prove_gradients(algorithm: str | None = None, module: str | None = None) -> Iterator[dict[str, Any]]:
-    """Yield a row for each algorithm (or one) and set-up: how its mean gradient relates to the exact one."""
+def prove_gradients(
+    algorithm: str | None = None, module: str | None = None, policy: str = "tabular"
+) -> Iterator[dict[str, Any]]:
+    """Yield a row for each algorithm (or one) and set-up: how its mean gradient relates to the exact one. `policy`:
+    tabular, or causal_lm for a tiny Hugging Face model."""
+    if policy not in ("tabular", "causal_lm"):
+        raise InputError(f'--policy "{policy}".{did_you_mean(policy, ("tabular", "causal_lm"))}')
     from logpi.algorithms import ALGORITHMS, get_algorithm
     from logpi.exact import prove
 
     load_modules([] if module is None else [module])
-    yield from prove([get_algorithm(algorithm)] if algorithm else list(ALGORITHMS.values()))
+    rows = [get_algorithm(algorithm)] if algorithm else list(ALGORITHMS.values())
+    yield from prove(rows, language=policy == "causal_lm")

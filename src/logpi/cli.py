@@ -147,6 +147,7 @@ def prove(
     *,
     algorithm: Annotated[str | None, _help("One algorithm; without it, all of them.")] = None,
     module: Annotated[str | None, _help("A Python file that registers algorithms of your own.")] = None,
+    policy: Annotated[str, _help("tabular, or causal_lm: a tiny Hugging Face model in float64 (minutes).")] = "tabular",
     resume: Annotated[bool, _help("Kill small runs, go on, compare byte by byte instead.")] = False,
     kills: Annotated[int, _help("With --resume: how often each run is killed (2).")] = 2,
     json: Json = False,
@@ -167,7 +168,7 @@ def prove(
                 "they ended bit for bit like the runs that nobody killed" if holds else "the promise does NOT hold here"
             )
         return 0 if holds else 1
-    rows = _shown(api.prove_gradients(algorithm, module), console.bias_row, json, console.BIAS_HEAD)
+    rows = _shown(api.prove_gradients(algorithm, module, policy), console.bias_row, json, console.BIAS_HEAD)
     if json:
         _print_json({"rows": rows})
     return 0

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from logpi.algorithms import Algorithm
+from logpi.algorithms import Algorithm, get_algorithm
 from logpi.credit import assign_credit
 from logpi.exact import tabular
-from logpi.exact.tabular import COMPLETIONS, NUM_PROMPTS, TabularPolicy
+from logpi.exact.tabular import COMPLETIONS, NUM_PROMPTS, Countable, TabularPolicy
 from logpi.learner import Learner
 from logpi.trajectory import Batch, make_batch
 
@@ -28,7 +28,6 @@ GROUP_SIZE = 4  # with 2 or 3 completions and 0/1 rewards the group's standard d
 GROUPS_AT_ONCE = 64
 EXACT = 1e-9
 A_BASELINE = 0.7  # any number will do: a moving baseline is known before the group is sampled
-SAME = TabularPolicy()  # samples come from the policy itself
 
 
 @dataclass(frozen=True)
@@ -50,25 +49,24 @@ def measure(
     sampler: TabularPolicy | None = None,
     reference: TabularPolicy | None = None,
     exact: Tensor | None = None,
+    language: bool = False,
 ) -> Measured:
     """Enumerate one algorithm. `kind`: the rewards (binary, real, dense); `values`: of a value function, exact or
     wrong; `sampler`: another policy that the samples come from; `reference`: what a KL term is against; `exact`: the
-    gradient to compare with, ∇J unless it is given."""
-    policy = TabularPolicy()
-    if algorithm.uses_values:
-        table = tabular.exact_values(policy, kind) if values == "exact" else tabular.wrong_values()
-        policy = TabularPolicy(table)
+    gradient to compare with, ∇J unless it is given; `language`: a Hugging Face model in the table's place."""
+    policy = _policy(algorithm, kind, values, language)
     learner = Learner(policy, algorithm, learning_rate=1.0, micro_batch_tokens=10**9, value_coef=0.0)
     learner.reference = reference or learner.reference
     learner.moving_baseline = A_BASELINE
-    mean, square = torch.zeros_like(policy.logits), 0.0
-    for batch, chances in _batches(kind, group_size, sampler or SAME, algorithm.baseline == "greedy"):
+    exact = tabular.exact_gradient(policy, kind) if exact is None else exact
+    scores = tabular.scores(policy)
+    mean, square = torch.zeros_like(exact), 0.0
+    for batch, chances in _batches(kind, group_size, sampler or _itself(language), algorithm.baseline == "greedy"):
         batch = _weighed(learner, algorithm, batch, chances)
         learner.backward(batch)
-        assert policy.logits.grad is not None
-        mean -= policy.logits.grad  # a loss descends
-        square += _mean_square(learner, policy, batch, chances)
-    exact = tabular.exact_gradient(policy, kind) if exact is None else exact
+        slopes = [torch.zeros_like(p) if p.grad is None else p.grad for p in learner.parameters.values()]
+        mean -= torch.cat([slope.flatten() for slope in slopes])  # a loss descends
+        square += _mean_square(learner, policy, batch, chances, scores)
     scale = float((mean * exact).sum() / (exact * exact).sum())
     norm = float(exact.norm())
     return Measured(
@@ -77,6 +75,18 @@ def measure(
         off_direction=float((mean / scale - exact).norm()) / norm if scale else math.inf,
         variance=(square - float((mean * mean).sum())) / float((mean * mean).sum()),
     )
+
+
+def _policy(algorithm: Algorithm, kind: str, values: str, language: bool) -> Any:
+    """Return the policy that is measured; a language model's value head is 0 everywhere at its start."""
+    if language:
+        from logpi.exact.language import TinyLanguageModel
+
+        return TinyLanguageModel(has_values=algorithm.uses_values)
+    if not algorithm.uses_values:
+        return TabularPolicy()
+    exact = values == "exact"
+    return TabularPolicy(tabular.exact_values(TabularPolicy(), kind) if exact else tabular.wrong_values())
 
 
 def verdict(found: list[Measured]) -> str:
@@ -89,24 +99,35 @@ def verdict(found: list[Measured]) -> str:
     return "biased"
 
 
-def prove(algorithms: list[Algorithm]) -> Iterator[dict[str, Any]]:
+def prove(algorithms: list[Algorithm], language: bool = False) -> Iterator[dict[str, Any]]:
     """Yield a row for each algorithm and set-up: name, rewards, class and what was measured. The class is of the
     algorithm: what holds in every set-up that it is meant for (a value function's: that its values are wrong)."""
     for algorithm in algorithms:
         settings = [("binary", "wrong"), ("real", "wrong"), ("real", "exact")][: 3 if algorithm.uses_values else 2]
-        found = [measure(algorithm, kind, values=values) for kind, values in settings]
+        settings = settings[:2] if language else settings  # the head of a language model is what it is
+        found = [measure(algorithm, kind, values=values, language=language) for kind, values in settings]
         name = verdict(found[:2])
         for (kind, values), measured in zip(settings, found, strict=True):
+            values = "zero" if language else values
             shown = f"{kind}, {values} V" if algorithm.uses_values else kind
             row = {"name": algorithm.name, "rewards": shown, "group_size": GROUP_SIZE, "class": name}
             yield row | asdict(measured)
 
 
 @cache
-def _batches(kind: str, group_size: int, policy: TabularPolicy, greedy: bool) -> list[tuple[Batch, Tensor]]:
+def _itself(language: bool) -> Any:
+    """Return the policy that samples, where it is the one that learns; one object, so that its groups are kept."""
+    return _policy(get_algorithm("reinforce"), "binary", "wrong", language)
+
+
+@cache
+def _batches(kind: str, group_size: int, policy: Countable, greedy: bool) -> list[tuple[Batch, Tensor]]:
     """Return every group that `policy` can sample as batches, with each group's probability [groups] (prompts equally
     likely); `greedy` adds the likeliest completion as the group's baseline."""
     chance = tabular.probabilities(policy).detach()
+    places = [(x, i) for x in range(NUM_PROMPTS) for i in range(len(COMPLETIONS))]
+    sampled = {(x, i): tabular.trajectory(policy, kind, x, i, 0, 0) for x, i in places}
+    likeliest = [tabular.likeliest(policy, x) for x in range(NUM_PROMPTS)]
     groups = [
         (x, m) for x in range(NUM_PROMPTS) for m in combinations_with_replacement(range(len(COMPLETIONS)), group_size)
     ]
@@ -118,10 +139,9 @@ def _batches(kind: str, group_size: int, policy: TabularPolicy, greedy: bool) ->
             x, members = groups[place]
             orders = math.factorial(group_size) // math.prod(math.factorial(n) for n in Counter(members).values())
             chances.append(orders * float(chance[x, list(members)].prod()) / NUM_PROMPTS)
-            trajectories += [tabular.trajectory(policy, kind, x, i, name, s) for s, i in enumerate(members)]
+            trajectories += [replace(sampled[x, i], group=name, sample=s) for s, i in enumerate(members)]
             if greedy:
-                best = tabular.trajectory(policy, kind, x, tabular.likeliest(policy, x), name, 0)
-                trajectories.append(replace(best, is_baseline=True))
+                trajectories.append(replace(sampled[x, likeliest[x]], group=name, is_baseline=True))
         out.append((make_batch(trajectories), torch.tensor(chances, dtype=torch.float64)))
     return out
 
@@ -150,21 +170,19 @@ def _groups(batch: Batch) -> Iterator[Tensor]:
     return iter(torch.arange(len(batch)).split(size))  # made in order, all of one size
 
 
-def _mean_square(learner: Learner, policy: TabularPolicy, batch: Batch, chances: Tensor) -> float:
-    """Return Σ_groups probability · |gradient of the group|², from what each action's log-prob adds to the loss.
-
-    ∂loss/∂logits = Σ_t c_t (1{a_t} − π(·|s_t)), c_t = ∂loss/∂log π_t.
-    """
+def _mean_square(learner: Learner, policy: Any, batch: Batch, chances: Tensor, scores: Tensor) -> float:
+    """Return Σ_groups probability · |gradient of the group|², from what each action's log-prob adds to the loss:
+    ∂loss/∂θ = Σ_t c_t ∇log π(a_t|s_t), c_t = ∂loss/∂log π_t."""
     loss = learner.loss(batch)[0]
-    assert policy.evaluated is not None
     slopes = torch.autograd.grad(loss, policy.evaluated)[0][batch.mask]
-    pi = policy.log_probs().detach().exp().flatten(0, 1)  # [prompt and prefix, actions]
     lengths = batch.lengths
-    prompt = torch.stack([i[0] for i in batch.inputs]).repeat_interleave(lengths)
-    state = prompt * len(tabular.PREFIXES) + torch.cat([i[1:] for i in batch.inputs])
+    at = torch.cat(
+        [tabular.states(tuple(a[:n])) for a, n in zip(batch.actions.tolist(), lengths.tolist(), strict=True)]
+    )
+    state = batch.prompt_uid.repeat_interleave(lengths) * len(tabular.PREFIXES) + at
     group = torch.arange(len(chances)).repeat_interleave(len(batch) // len(chances)).repeat_interleave(lengths)
-    scores = torch.nn.functional.one_hot(batch.actions[batch.mask], pi.shape[-1]) - pi[state]
-    found = torch.zeros(len(chances) * len(pi), pi.shape[-1], dtype=torch.float64)
-    found.index_add_(0, group * len(pi) + state, slopes[:, None] * scores)
-    squares = found.pow(2).reshape(len(chances), -1).sum(1)
+    action = state * tabular.VOCABULARY + batch.actions[batch.mask]
+    coefficients = torch.zeros(len(chances), len(scores), dtype=torch.float64)
+    coefficients.index_put_((group, action), slopes, accumulate=True)
+    squares = (coefficients @ scores).pow(2).sum(1)
     return float((squares / chances).sum())  # the weights hold the probability once

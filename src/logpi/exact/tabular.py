@@ -7,8 +7,9 @@ mostly fails, prompt 1 mostly succeeds. float64 throughout.
 from __future__ import annotations
 
 import math
+from functools import cache
 from itertools import product
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ COMPLETIONS = [(*p, END) for p in PREFIXES] + list(product((1, 2), repeat=MAX_LE
 REWARDS = ("binary", "real", "dense")
 
 
+@cache
 def states(completion: tuple[int, ...]) -> Tensor:
     """Return the index of the prefix before each action, [time]."""
     return torch.tensor([PREFIXES.index(completion[:t]) for t in range(len(completion))])
@@ -75,6 +77,9 @@ class TabularPolicy:
         entropies = torch.where(mask, everywhere[prompts, at], 0.0)
         return PolicyOutput(chosen, entropies, values, final)
 
+    def inputs(self, prompt: int, states: Tensor) -> Tensor:
+        return torch.cat([torch.tensor([prompt]), states])
+
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         return {"logits": self.logits}
 
@@ -87,19 +92,33 @@ class TabularPolicy:
         """Nothing is derived from the weights."""
 
 
+class Countable(Protocol):
+    """A policy over these prompts and completions: what the sums below ask of it."""
+
+    def log_probs(self) -> Tensor:
+        """Return log π of every action in every state, [prompts, prefixes, actions], differentiable."""
+        ...
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]: ...
+
+    def inputs(self, prompt: int, states: Tensor) -> Tensor:
+        """Return what a trajectory's `inputs` hold for this policy."""
+        ...
+
+
 def log_probability(log_probs: Tensor, prompt: int, completion: tuple[int, ...]) -> Tensor:
     """Return log π(completion | prompt)."""
     return log_probs[prompt, states(completion), torch.tensor(completion)].sum()
 
 
-def probabilities(policy: TabularPolicy) -> Tensor:
+def probabilities(policy: Countable) -> Tensor:
     """Return the probability of every completion, [prompts, completions], differentiable; rows sum to 1."""
     log_probs = policy.log_probs()
     rows = [[log_probability(log_probs, x, y) for y in COMPLETIONS] for x in range(NUM_PROMPTS)]
     return torch.stack([torch.stack(row) for row in rows]).exp()
 
 
-def likeliest(policy: TabularPolicy, prompt: int) -> int:
+def likeliest(policy: Countable, prompt: int) -> int:
     """Return the index of the completion that takes the likeliest action each time."""
     completion: tuple[int, ...] = ()
     while tuple(completion) not in set(COMPLETIONS):
@@ -107,18 +126,33 @@ def likeliest(policy: TabularPolicy, prompt: int) -> int:
     return COMPLETIONS.index(completion)  # type: ignore[arg-type]
 
 
-def mean_rewards(policy: TabularPolicy, kind: str) -> Tensor:
+def mean_rewards(policy: Countable, kind: str) -> Tensor:
     """Return J of each prompt, Σ_y π(y|x) R(x, y), by summing over every completion, [prompts]."""
     totals = [[sum(rewards(kind, x, i)) for i in range(len(COMPLETIONS))] for x in range(NUM_PROMPTS)]
     return (probabilities(policy) * torch.tensor(totals, dtype=torch.float64)).sum(1)
 
 
-def exact_gradient(policy: TabularPolicy, kind: str) -> Tensor:
-    """Return ∇J, J the mean over prompts: autograd through the sum, no score function anywhere."""
-    return torch.autograd.grad(mean_rewards(policy, kind).mean(), policy.logits)[0]
+def exact_gradient(policy: Countable, kind: str) -> Tensor:
+    """Return ∇J over all parameters, flat; J is the mean over prompts: autograd through the sum, no score function
+    anywhere."""
+    return flat_gradient(mean_rewards(policy, kind).mean(), policy)
 
 
-def exact_values(policy: TabularPolicy, kind: str) -> Tensor:
+def flat_gradient(objective: Tensor, policy: Countable, retain_graph: bool = False) -> Tensor:
+    """Return the gradient of a number over all of a policy's parameters, [parameters]."""
+    parameters = list(policy.trainable_parameters().values())
+    slopes = torch.autograd.grad(objective, parameters, allow_unused=True, retain_graph=retain_graph)
+    found = [torch.zeros_like(p) if s is None else s for p, s in zip(parameters, slopes, strict=True)]
+    return torch.cat([slope.flatten() for slope in found])
+
+
+def scores(policy: Countable) -> Tensor:
+    """Return ∇log π(a | s) for every action of every state, [prompts · prefixes · actions, parameters]."""
+    every = policy.log_probs().flatten()
+    return torch.stack([flat_gradient(one, policy, retain_graph=True) for one in every])
+
+
+def exact_values(policy: Countable, kind: str) -> Tensor:
     """Return V^π of every state: the mean of the rewards to come, [prompts, prefixes]."""
     chance = probabilities(policy).detach()
     out = torch.zeros(NUM_PROMPTS, len(PREFIXES), dtype=torch.float64)
@@ -136,7 +170,7 @@ def wrong_values() -> Tensor:
     return torch.sin(3.0 * torch.arange(NUM_PROMPTS, dtype=torch.float64)[:, None] + 5.0 * torch.arange(len(PREFIXES)))
 
 
-def trajectory(policy: TabularPolicy, kind: str, prompt: int, index: int, group: int, sample: int) -> Trajectory:
+def trajectory(policy: Countable, kind: str, prompt: int, index: int, group: int, sample: int) -> Trajectory:
     """Return a completion as the sampler would have recorded it."""
     completion = COMPLETIONS[index]
     at, actions = states(completion), torch.tensor(completion)
@@ -149,7 +183,7 @@ def trajectory(policy: TabularPolicy, kind: str, prompt: int, index: int, group:
         actions=actions,
         behavior_log_probs=policy.log_probs().detach()[prompt, at, actions],
         entropies=torch.zeros(len(completion), dtype=torch.float64),
-        inputs=torch.cat([torch.tensor([prompt]), at]),
+        inputs=policy.inputs(prompt, at),
         terminated=ended,
         truncated=not ended,
         rewards=torch.tensor(rewards(kind, prompt, index), dtype=torch.float64),
