@@ -31,7 +31,10 @@ def _algorithm(config: Config) -> Any:
     row = get_algorithm(config.algorithm.name)
     if "budget" in row.option_names():
         row = row.with_options(budget=float(config.rollout.max_completion_length))
-    return row.with_options(**config.algorithm.model_dump(include=names), **config.algorithm.options)
+    row = row.with_options(**config.algorithm.model_dump(include=names), **config.algorithm.options)
+    if problem := config.cut_problem(row.beta):  # a row of one's own may have a beta of its own
+        raise InputError(problem)
+    return row
 
 
 def load_modules(files: Sequence[str]) -> None:
@@ -71,6 +74,12 @@ def _environment(config: Config) -> Any:
     return GymEnvironment(config.environment)
 
 
+def _transform(config: Config) -> Any:
+    from logpi.policies.token_log_probs import Transform
+
+    return Transform(**config.policy.model_dump(include={"temperature", "top_k", "top_p", "min_p"}))
+
+
 def build(config: Config, task: Any = None, *, weights_from: Path | None = None) -> tuple[Any, Any, Any]:
     """Return (experience, policy, algorithm). The task is built, and so checked, before any weights load."""
     from logpi.experience import EnvironmentExperience, TaskExperience
@@ -92,7 +101,7 @@ def build(config: Config, task: Any = None, *, weights_from: Path | None = None)
     from logpi.policies.loading import load_causal_lm
 
     task, options = task or _task(config), config.policy
-    load = partial(load_causal_lm, dtype=options.dtype, temperature=options.temperature)
+    load = partial(load_causal_lm, dtype=options.dtype, transform=_transform(config))
     policy = load(
         str(weights_from or options.model),
         lora=None if options.lora is None or weights_from else options.lora.model_dump(),
@@ -355,14 +364,15 @@ def evaluate_run(
 
 
 def sample_run(run: str, prompt: str, num: int = 4) -> list[dict[str, Any]]:
-    """Return `num` completions of a prompt (as a chat message where the model has a template) by a run or a model."""
+    """Return `num` completions of a prompt (a chat message where the model has a template), drawn as the run's were."""
     from logpi.experience import prompt_tokens
     from logpi.policies.loading import load_causal_lm
     from logpi.rollout.engine import Sampling, TokenPrompt, generate
 
     folder = Path(run).expanduser()
     is_run = (folder / "final").is_dir()
-    policy = load_causal_lm(str(folder / "final") if is_run else run)
+    options = {"transform": _transform(_loaded_run(run, None, None, None)[0])} if is_run else {}
+    policy = load_causal_lm(str(folder / "final") if is_run else run, **options)
     chat = [{"role": "user", "content": prompt}] if policy.tokenizer.chat_template else prompt
     tokens = prompt_tokens(policy.tokenizer, chat)
     drawn = generate(policy, [TokenPrompt(0, tokens)], num, Sampling(128))
