@@ -208,8 +208,8 @@ class Config(Section):
         if updates > 1:
             return (
                 f"{cut} with {updates} updates a rollout (algorithm.updates_per_rollout × num_minibatches): an update "
-                "moves the edge of the tokens that are kept, and the next one's ratios would compare distributions over "
-                "different tokens; set both to 1, or turn top_k, top_p and min_p off"
+                "moves the edge of the tokens that are kept, and the next one's ratios would compare distributions "
+                "over different tokens; set both to 1, or turn top_k, top_p and min_p off"
             )
         if beta:
             return (
