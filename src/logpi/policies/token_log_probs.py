@@ -78,9 +78,11 @@ def _lowest_of_mass(logits: Tensor, mass: float) -> Tensor:
     """Return the logit at which the mass of the likeliest tokens reaches `mass`, [rows, 1].
 
     Sorting a whole vocabulary costs five times the head's product, and few tokens hold most of the mass: sort more of
-    them until it suffices. Sums run from the likeliest on, so how many are sorted changes no bit.
+    them until it suffices. Sums run from the likeliest on, so how many are sorted changes no bit. Threads share the sum
+    of a row that is alone, in another order: hence the padding.
     """
-    total, size, vocabulary = logits.logsumexp(-1, keepdim=True), 512, logits.shape[1]
+    total = pad_rows(logits).logsumexp(-1, keepdim=True)[: len(logits)]
+    size, vocabulary = 512, logits.shape[1]
     while True:
         likeliest = logits.topk(min(size, vocabulary)).values
         sums = (likeliest - total).exp().cumsum(-1)
