@@ -20,14 +20,14 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def only_the_table():
     """Forget the algorithms that a test registers."""
-    from logpi import api
+    from logpi import build
     from logpi.algorithms import ALGORITHMS
 
     before = dict(ALGORITHMS)
     yield
     ALGORITHMS.clear()
     ALGORITHMS.update(before)
-    api._LOADED.clear()
+    build._LOADED.clear()
 
 
 @pytest.fixture(scope="session")

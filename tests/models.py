@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from logpi.credit import assign_credit
 from logpi.learner import Learner
 from logpi.policies import attention
 from logpi.policies.causal_lm import CausalLM
+from logpi.policies.token_log_probs import Transform
 from logpi.rollout.engine import Sampling, TokenPrompt, generate
 from logpi.trajectory import Batch, Trajectory, make_batch
 
@@ -72,8 +73,9 @@ def network(kind: str, *, vocabulary: int = VOCABULARY, context: int = CONTEXT, 
 
 
 def policy(kind: str, dtype: torch.dtype = torch.float32, *, ends: tuple[int, ...] = ENDS, **options: Any) -> CausalLM:
-    """Return a tiny policy; options go to the network where it knows them, else to CausalLM."""
+    """Return a tiny policy; options go to the network or to Transform where these know them, else to CausalLM."""
     shape = {k: options.pop(k) for k in ("vocabulary", "context", "seed") if k in options}
+    options["transform"] = Transform(**{f.name: options.pop(f.name) for f in fields(Transform) if f.name in options})
     module = network(kind, **shape).to(torch.float64 if dtype == torch.float64 else torch.float32)
     context = shape.get("context", CONTEXT)
     out = CausalLM(module, tokenizer(), eos_token_ids=ends, context_length=context, dtype=dtype, **options)

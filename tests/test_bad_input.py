@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import models
 import pytest
 
-from logpi import cli
+from logpi import algorithms, api, cli
+from logpi.config import make_config
+from logpi.errors import InputError
 
 TOML = """
 max_steps = 2
@@ -168,3 +171,54 @@ def test_a_dry_run_shows_prompt_reward_and_memory_and_writes_nothing(case, tmp_p
     shown = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert shown["prompt_tokens"] and shown["memory"]["total"] > 0 and "good" in shown["reward_check"]
     assert not (tmp_path / "runs").exists()
+
+
+# --- what the policy can't be combined with --------------------------------------------------------------------------
+
+RUN = {"task": {"name": "addition"}, "policy": {"model": "x"}}
+
+
+def problem_of(policy=(), algorithm=(), **rest):
+    values = {**RUN, "policy": {"model": "x", **dict(policy)}, "algorithm": dict(algorithm), **rest}
+    with pytest.raises(InputError) as raised:
+        make_config(values, "run.toml")
+    return str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("policy", "algorithm", "words"),
+    [
+        ({"top_k": -1}, {}, ["policy.top_k = -1", "greater than or equal to 0"]),
+        ({"top_p": 0}, {}, ["policy.top_p = 0", "greater than 0"]),
+        ({"top_p": 1.5}, {}, ["policy.top_p = 1.5", "less than or equal to 1"]),
+        ({"min_p": 1}, {}, ["policy.min_p = 1", "less than 1"]),
+        ({"topk": 5}, {}, ['unknown key "policy.topk"', "top_k"]),
+        (
+            {"top_k": 5},
+            {"num_minibatches": 2},
+            ["policy.top_k=5", "2 updates a rollout", "num_minibatches", "both to 1"],
+        ),
+        ({"top_p": 0.9}, {"updates_per_rollout": 3}, ["policy.top_p=0.9", "3 updates a rollout", "turn top_k"]),
+        ({"min_p": 0.1}, {"beta": 0.02}, ["policy.min_p=0.1", "algorithm.beta=0.02", "infinite", "set beta to 0"]),
+    ],
+    ids=str,
+)
+def test_what_can_not_be_combined_is_refused_with_reason_and_remedy(policy, algorithm, words):
+    said = problem_of(policy, algorithm)
+    assert said.startswith("run.toml: ") and all(word in said for word in words), said
+
+
+def test_an_mlp_has_no_sampling_options_and_temperature_goes_with_everything():
+    said = problem_of(
+        {"kind": "mlp", "model": None, "top_k": 3, "temperature": 0.5}, task=None, environment="CartPole-v1"
+    )
+    assert "policy.temperature=0.5, policy.top_k=3" in said and "leave it out" in said
+    policy, algorithm = {"model": "x", "temperature": 0.5}, {"beta": 0.1, "num_minibatches": 2}
+    assert make_config({**RUN, "policy": policy, "algorithm": algorithm}).policy.temperature == 0.5
+
+
+def test_a_beta_that_the_row_brings_along_is_refused_too(monkeypatch):
+    monkeypatch.setitem(algorithms.ALGORITHMS, "own", replace(algorithms.get_algorithm("rloo"), name="own", beta=0.1))
+    config = make_config({**RUN, "policy": {"model": "x", "top_k": 5}, "algorithm": {"name": "own"}})
+    with pytest.raises(InputError, match=r"policy\.top_k=5 with algorithm\.beta=0\.1"):
+        api.algorithm_of(config)

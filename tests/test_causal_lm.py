@@ -30,7 +30,7 @@ def reference(policy, trajectories, algorithm="rloo"):
     sequences = [torch.cat([t.inputs, t.actions]) for t in trajectories]
     tokens = pad_sequence(sequences, batch_first=True, padding_value=2)
     attend = pad_sequence([torch.ones_like(s) for s in sequences], batch_first=True)
-    logits = network(input_ids=tokens, attention_mask=attend).logits / policy.temperature
+    logits = network(input_ids=tokens, attention_mask=attend).logits / policy.transform.temperature
     logits = logits if logits.dtype == torch.float64 else logits.float()
     log_probs = torch.log_softmax(logits[:, :-1], -1).gather(-1, tokens[:, 1:, None])[..., 0]
     groups = defaultdict(list)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from logpi import api, cli, estimators, losses
+from logpi import api, build, cli, estimators, losses
 from logpi.algorithms import ALGORITHMS, get_algorithm, register
 from logpi.config import COMPARE_WITHIN_GROUPS
 from logpi.credit import assign_credit
@@ -271,7 +271,7 @@ register(row)
 
 
 def test_the_examples_are_proven_and_train(tmp_path):
-    api.load_modules([str(OWN)])
+    build.load_modules([str(OWN)])
     names = [name for name in ALGORITHMS if name in ("sapo", "gmpo", "luspo", "dppo", "ipo")]
     assert len(names) == 5
     figures = {name: measure(get_algorithm(name), "real") for name in (*names, "gspo", "cispo")}

@@ -540,9 +540,9 @@ def test_a_completion_whose_logits_are_not_finite_is_left_out_and_named(root, tm
 
     original, calls = CausalLM.next_token_log_probs, []
 
-    def broken(self, hidden, temperature):
+    def broken(self, hidden, transform):
         calls.append(1)
-        found = original(self, hidden, temperature)
+        found = original(self, hidden, transform)
         if len(calls) == 7 and len(found) > 3:  # a decoding step of the first rollout
             found[3] = float("nan")
         return found

@@ -9,6 +9,7 @@ import pytest
 import torch
 from models import CONTEXT, ENDS, NATIVE_BF16, policy, prompts, sample
 
+from logpi.policies.token_log_probs import Transform
 from logpi.randomness import Stream
 from logpi.rollout.engine import Sampling, TokenPrompt, generate
 from logpi.rollout.sampling import draw
@@ -52,7 +53,7 @@ def test_pairs_of_tokens_come_as_often_as_softmax_says(temperature, fits):
         rows = torch.cat([prompt.tokens.expand(6, -1), torch.arange(6)[:, None]], 1)
         log_probs = eager(tiny)(input_ids=rows).logits[:, -2:].double().log_softmax(-1)
         expected = (log_probs[0, 0][:, None] + log_probs[:, 1]).exp().flatten()
-    tiny.temperature = temperature
+    tiny.transform = Transform(temperature)
     drawn = torch.stack([t.actions for t in generate(tiny, [prompt], 20_000, Sampling(2, max_rows=20_000))])
     counts = torch.bincount(drawn[:, 0] * 6 + drawn[:, 1], minlength=36).double()
     p = p_value(counts, expected)

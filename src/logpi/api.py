@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from logpi.config import ROW_OPTIONS, Config, make_config, merge, read_toml
+from logpi.build import algorithm_of, build, environment_of, load_modules, task_of, transform_of
+from logpi.config import Config, make_config, merge, read_toml
 from logpi.errors import InputError, did_you_mean
 from logpi.recipes import recipe_header, recipe_names, recipe_path, resolve
 
@@ -23,113 +23,20 @@ __all__ = [
 # --- what stands before a run ----------------------------------------------------------------------------------
 
 
-def _algorithm(config: Config) -> Any:
-    from logpi.algorithms import get_algorithm
-
-    chosen = config.algorithm
-    load_modules(config.modules)
-    row = get_algorithm(chosen.name)
-    if "budget" in row.option_names():
-        row = row.with_options(budget=float(config.rollout.max_completion_length))
-    row = row.with_options(**chosen.model_dump(include=ROW_OPTIONS), **chosen.options)
-    return replace(row, kl=chosen.kl or row.kl, **chosen.terms())
-
-
-def load_modules(files: Sequence[str]) -> None:
-    """Import Python files that register algorithms; one that was imported before is not imported again."""
-    from logpi.tasks.reward_loading import module_of_file
-
-    for file in files:
-        place = str(Path(file).expanduser().resolve())
-        if place not in _LOADED:
-            module_of_file(place)
-            _LOADED.add(place)
-
-
-_LOADED: set[str] = set()
-
-
-def _task(config: Config) -> Any:
-    from logpi.tasks import make_task
-    from logpi.tasks.isolation import Limits, apply_limits
-
-    assert config.task is not None
-    task, options = make_task(**config.task), config.reward
-    limits = (
-        None
-        if options.timeout_seconds is None
-        else Limits(options.timeout_seconds, options.num_workers, options.max_calls)
-    )
-    return replace(
-        task, rewards=list(apply_limits(task.rewards, limits)), metrics=list(apply_limits(task.metrics, limits))
-    )
-
-
-def _environment(config: Config) -> Any:
-    from logpi.environments.gym import GymEnvironment
-
-    assert config.environment is not None
-    return GymEnvironment(config.environment)
-
-
-def build(config: Config, task: Any = None, *, weights_from: Path | None = None) -> tuple[Any, Any, Any]:
-    """Return (experience, policy, algorithm). The task is built, and so checked, before any weights load."""
-    from logpi.experience import EnvironmentExperience, TaskExperience
-
-    algorithm, rollout = _algorithm(config), config.rollout
-    if config.environment is not None:
-        from logpi.policies.mlp import MLP
-
-        environment = _environment(config)
-        policy = MLP(environment.num_features, environment.num_actions, config.policy.hidden_sizes, config.seed)
-        experience = EnvironmentExperience(
-            policy,
-            environment,
-            seed=config.seed,
-            num_generations=rollout.num_generations,
-            num_eval_episodes=config.evaluation.num_episodes,
-        )
-        return experience, policy, algorithm
-    from logpi.policies.loading import load_causal_lm
-
-    task, options = task or _task(config), config.policy
-    load = partial(load_causal_lm, dtype=options.dtype, temperature=options.temperature)
-    policy = load(
-        str(weights_from or options.model),
-        lora=None if options.lora is None or weights_from else options.lora.model_dump(),
-        value_head=algorithm.uses_values,
-        seed=config.seed,
-    )
-    experience = TaskExperience(
-        policy,
-        task,
-        seed=config.seed,
-        num_prompts=rollout.num_prompts,
-        num_generations=rollout.num_generations,
-        max_completion_length=rollout.max_completion_length,
-        max_rows=rollout.max_rows,
-        reward=config.reward,
-        num_spare_prompts=rollout.num_spare_prompts,
-        greedy_baseline=algorithm.baseline == "greedy",
-        start_policy=partial(load, str(options.model)),
-    )
-    return experience, policy, algorithm
-
-
 def dry_run(config: Config) -> dict[str, Any]:
     """Return what a run would do, before weights load: configuration, objective, a prompt as tokens, the rewards on a
     completion made up for the purpose, the memory that the weights, the gradient and the optimiser need."""
-    algorithm = _algorithm(config)
+    algorithm = algorithm_of(config)
     out: dict[str, Any] = {"config": config.plain(), "objective": algorithm.formula()}
     if config.environment is not None:
-        environment = _environment(config)
+        environment = environment_of(config)
         return {**out, "environment": {"features": environment.num_features, "actions": environment.num_actions}}
     from logpi.evaluation import check_rewards
     from logpi.experience import prompt_tokens
     from logpi.policies import loading
     from logpi.policies.model_folder import find
 
-    task = _task(config)
+    task = task_of(config)
     source = find(str(config.policy.model))
     tokenizer = loading.load_tokenizer(source)
     model_config = loading.load_config(source)
@@ -186,14 +93,14 @@ def run(
     if fresh:
         numbered = (path if n == 1 else path.with_name(f"{path.name}-{n}") for n in itertools.count(1))
         path = next(candidate for candidate in numbered if not candidate.exists())
-    _algorithm(config)
+    algorithm_of(config)
     task = None
     if config.task is not None:  # bad data, a bad reward, a missing model: said before the folder is made
-        task = _task(config)
+        task = task_of(config)
         check_rewards(task, config.reward.on_failure)
         find(str(config.policy.model))
     else:
-        _environment(config)
+        environment_of(config)
     if fork is not None:
         if folder is None:
             raise InputError(f"--fork {fork} starts from a run: name it with --run")
@@ -362,14 +269,15 @@ def evaluate_run(
 
 
 def sample_run(run: str, prompt: str, num: int = 4) -> list[dict[str, Any]]:
-    """Return `num` completions of a prompt (as a chat message where the model has a template) by a run or a model."""
+    """Return `num` completions of a prompt (a chat message where the model has a template), drawn as the run's were."""
     from logpi.experience import prompt_tokens
     from logpi.policies.loading import load_causal_lm
     from logpi.rollout.engine import Sampling, TokenPrompt, generate
 
     folder = Path(run).expanduser()
     is_run = (folder / "final").is_dir()
-    policy = load_causal_lm(str(folder / "final") if is_run else run)
+    options = {"transform": transform_of(_loaded_run(run, None, None, None)[0])} if is_run else {}
+    policy = load_causal_lm(str(folder / "final") if is_run else run, **options)
     chat = [{"role": "user", "content": prompt}] if policy.tokenizer.chat_template else prompt
     tokens = prompt_tokens(policy.tokenizer, chat)
     drawn = generate(policy, [TokenPrompt(0, tokens)], num, Sampling(128))

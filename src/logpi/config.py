@@ -43,10 +43,23 @@ class PolicyConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
     """Of the matrix products; weights stay float32 (float64 when asked). auto: bfloat16 where the processor has it."""
     temperature: float = Field(default=1.0, gt=0)
-    """Divides the logits, in sampling and in learning alike."""
+    """Divides the logits. This and the next three change the policy, in sampling and in learning alike; the held-out
+    score is that of the likeliest tokens, whatever they are."""
+    top_k: int = Field(default=0, ge=0)
+    """Only the k likeliest tokens, and those that are as likely as the last of them; 0: all."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Of what top_k leaves, only the likeliest tokens whose mass reaches this; 1: all."""
+    min_p: float = Field(default=0.0, ge=0, lt=1)
+    """Only tokens of at least min_p times the likeliest one's probability; 0: all."""
     lora: Lora | None = None
     hidden_sizes: tuple[int, ...] = (64, 64)
     """Of the mlp."""
+
+    def transformed(self, *names: str) -> str:
+        """Return which of these options (temperature, top_k, top_p, min_p) change the policy, as text; "" if none."""
+        fields, names = type(self).model_fields, names or ("temperature", "top_k", "top_p", "min_p")
+        values = {name: getattr(self, name) for name in names}
+        return ", ".join(f"policy.{n}={v}" for n, v in values.items() if v != fields[n].default)
 
 
 class RolloutConfig(Section):
@@ -222,6 +235,8 @@ class Config(Section):
             raise ValueError('policy.kind "causal_lm" goes with a task, "mlp" with an environment')
         if self.policy.kind == "mlp" and self.policy.model:
             raise ValueError("policy.model names a language model: leave it out for an environment")
+        if self.policy.kind == "mlp" and (changed := self.policy.transformed()):
+            raise ValueError(f"{changed}: an mlp's actions are drawn from its softmax as it is; leave it out")
         if self.policy.kind == "causal_lm" and not self.policy.model:
             raise ValueError('policy.model is missing: name a folder, a hub id or "smollm2-q4" (--model)')
         length = self.rollout.max_completion_length
@@ -243,7 +258,27 @@ class Config(Section):
                 f'rollout.num_generations=1: algorithm "{self.algorithm.name}" compares completions of one prompt and '
                 'needs at least 2; raise num_generations or pick algorithm "reinforce"'
             )
+        if problem := self.cut_problem(self.algorithm.beta or 0.0):
+            raise ValueError(problem)
         return self
+
+    def cut_problem(self, beta: float) -> str | None:
+        """Return why tokens can't be cut from the policy in this run, if they are; `beta` is the algorithm's."""
+        if not (cut := self.policy.transformed("top_k", "top_p", "min_p")):
+            return None
+        updates = self.algorithm.updates_per_rollout * self.algorithm.num_minibatches
+        if updates > 1:
+            return (
+                f"{cut} with {updates} updates a rollout (algorithm.updates_per_rollout × num_minibatches): an update "
+                "moves the edge of the tokens that are kept, and the next one's ratios would compare distributions "
+                "over different tokens; set both to 1, or turn top_k, top_p and min_p off"
+            )
+        if beta:
+            return (
+                f"{cut} with algorithm.beta={beta}: a token that the policy keeps can be one that the reference cuts, "
+                "and their KL divergence is then infinite; set beta to 0, or turn top_k, top_p and min_p off"
+            )
+        return None
 
     def fingerprint(self) -> str:
         """Return 8 hex digits of what determines the run, step count apart: the same command means the same folder."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -17,6 +18,7 @@ from logpi.evaluation import Evaluation, estimate, evaluate_problems
 from logpi.losses import kl_k3
 from logpi.masking import masked_mean
 from logpi.policies.causal_lm import CausalLM
+from logpi.policies.token_log_probs import Transform
 from logpi.randomness import Stream, permutation
 from logpi.rollout.engine import Sampling, TokenPrompt, generate
 from logpi.tasks.base import Problem, Prompt, Task
@@ -242,11 +244,14 @@ class TaskExperience:
 
     @torch.no_grad()
     def _kl_to_start(self, start: CausalLM) -> float:
-        """KL(π_start ‖ π) a token, in nats (k3), on the start's own completions of 20 unrelated prompts."""
+        """KL(π_start ‖ π) a token, in nats (k3), on the start's own completions of 20 unrelated prompts. No token is
+        cut: one that only the start keeps would make it infinite."""
+        start, policy = copy.copy(start), copy.copy(self.policy)
+        start.transform = policy.transform = Transform(policy.transform.temperature)
         prompts = [TokenPrompt(p.uid, self.tokens(p.prompt)) for p in self._unrelated()]
         trajectories = generate(start, prompts, 1, replace(self.sampling, max_new_tokens=32, stream=Stream.PROBE))
         batch = make_batch([replace(t, rewards=torch.zeros(len(t))) for t in trajectories])
-        now = self.policy.evaluate(batch.actions, batch.mask, batch.truncated, batch.inputs).log_probs
+        now = policy.evaluate(batch.actions, batch.mask, batch.truncated, batch.inputs).log_probs
         return float(masked_mean(kl_k3(batch.behavior_log_probs, now), batch.mask))
 
     def before_and_after(self, record: Any) -> list[dict[str, Any]]:

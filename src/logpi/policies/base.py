@@ -14,7 +14,7 @@ class PolicyOutput:
     """What a policy says of a batch; all [batch, time] but `final_values` [batch]. Padding holds zeros."""
 
     log_probs: Tensor  # of the batch's actions, with gradient
-    entropies: Tensor  # of the distributions over actions, without gradient
+    entropies: Tensor  # of the distributions over actions, with gradient
     values: Tensor | None = None  # V before each action, with gradient
     final_values: Tensor | None = None  # V where a truncated trajectory stopped; 0 where one terminated
 

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from logpi.device import products_in
 from logpi.policies.attention import KEY_MULTIPLE, KeyValues, SharedPrompt, round_up
 from logpi.policies.base import PolicyOutput, scatter
-from logpi.policies.token_log_probs import ROW_MULTIPLE, distribution, token_log_probs
+from logpi.policies.token_log_probs import PLAIN, ROW_MULTIPLE, Transform, distribution, token_log_probs
 from logpi.trajectory import pad
 
 
 class CausalLM:
-    """π(token | prompt, tokens before) = softmax(logits / temperature).
+    """π(token | prompt, tokens before) = softmax(logits / temperature) over the tokens that `transform` keeps.
 
     `module` holds the fp32 (or float64) weights that the learner writes. `sampler` is the same network for sampling: it
     shares the weights, except the matrices that the products' dtype or a LoRA adapter make different, which are cast
@@ -35,12 +35,12 @@ class CausalLM:
         eos_token_ids: tuple[int, ...],
         context_length: int,
         dtype: torch.dtype = torch.float32,
-        temperature: float = 1.0,
+        transform: Transform = PLAIN,
         lora: dict[str, Any] | None = None,
         value_head: bool = False,
     ):
         self.tokenizer, self.eos_token_ids, self.context_length = tokenizer, eos_token_ids, context_length
-        self.dtype, self.temperature = dtype, temperature
+        self.dtype, self.transform = dtype, transform
         self.has_values = value_head
         self.module: Any = module.eval()
         shared = {id(t): t for t in [*module.parameters(), *module.buffers()]}
@@ -91,10 +91,10 @@ class CausalLM:
         )
         return hidden[torch.arange(len(prompts)), lengths - 1], cache
 
-    def next_token_log_probs(self, hidden: Tensor, temperature: float) -> Tensor:
+    def next_token_log_probs(self, hidden: Tensor, transform: Transform) -> Tensor:
         """Return log π(· | state) over the vocabulary for sampling, hidden [rows, width] -> [rows, vocabulary]."""
         head = self.sampler.get_output_embeddings()
-        return distribution(hidden, head.weight, head.bias, temperature)
+        return distribution(hidden, head.weight, head.bias, transform)
 
     # --- what the learner asks ---------------------------------------------------------------------------------
 
@@ -118,7 +118,7 @@ class CausalLM:
         head = self.network.get_output_embeddings()
         states = states[mask]
         log_probs, entropies = token_log_probs(
-            states, head.weight, head.bias, actions[mask], self.temperature, self.dtype
+            states, head.weight, head.bias, actions[mask], self.transform, self.dtype
         )
         values = None if self.value_head is None else scatter(self.value_head(states)[:, 0].float(), mask)
         return PolicyOutput(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from typing import Any
@@ -13,6 +14,7 @@ from logpi.errors import InputError
 from logpi.policies import attention
 from logpi.policies.causal_lm import CausalLM
 from logpi.policies.model_folder import Source, find
+from logpi.policies.token_log_probs import PLAIN, Transform
 from logpi.randomness import Stream, library_draws
 
 
@@ -65,7 +67,7 @@ def load_causal_lm(
     model: str,
     *,
     dtype: str = "auto",
-    temperature: float = 1.0,
+    transform: Transform = PLAIN,
     lora: dict[str, Any] | None = None,
     value_head: bool = False,
     seed: int = 0,
@@ -97,7 +99,7 @@ def load_causal_lm(
             eos_token_ids=ends,
             context_length=context_length(config),
             dtype=product_dtype,
-            temperature=temperature,
+            transform=transform,
             lora=lora,
             value_head=value_head,
         )
@@ -117,9 +119,11 @@ def check_forward(policy: CausalLM, model: str) -> None:
     with products_in(policy.dtype):
         theirs = network(input_ids=tokens).logits[0, :-1].to(torch.float64)
     network.set_attn_implementation(attention.NAME)
-    theirs = torch.log_softmax(theirs / policy.temperature, -1).gather(1, tokens[0, 1:, None])[:, 0]
+    theirs = torch.log_softmax(theirs, -1).gather(1, tokens[0, 1:, None])[:, 0]
     mask = torch.ones((1, length - 1), dtype=torch.bool)
-    ours = policy.evaluate(tokens[:, 1:], mask, torch.zeros(1, dtype=torch.bool), (tokens[0, :1],)).log_probs[0]
+    plain = copy.copy(policy)
+    plain.transform = PLAIN
+    ours = plain.evaluate(tokens[:, 1:], mask, torch.zeros(1, dtype=torch.bool), (tokens[0, :1],)).log_probs[0]
     difference = float((ours - theirs).abs().max())
     if not difference <= (0.5 if not wide else 1e-3):
         raise InputError(

@@ -48,7 +48,7 @@ class MLP:
         observations = torch.cat([observed[:-1] for observed in inputs])
         log_probs = self.action_log_probs(observations)
         chosen = log_probs.gather(-1, actions[mask][:, None])[:, 0]
-        entropies = -(log_probs.detach().exp() * log_probs.detach()).sum(-1)
+        entropies = -(log_probs.exp() * log_probs).sum(-1)
         values = self.module["value"](observations)[:, 0]
         with torch.no_grad():
             final = self.module["value"](torch.stack([observed[-1] for observed in inputs]))[:, 0]

@@ -2,9 +2,16 @@
 
 Chunks have a fixed number of rows, a multiple of 8, so a row's bits don't depend on how many rows come with it, and
 tokens × vocabulary is never held at once, forward or backward.
+
+Temperature, top-k, top-p and min-p change the policy, in this order: that of transformers (vLLM cuts by min-p first). A
+token as likely as the last one kept is kept too, by top-k as in transformers, by top-p as well: what is kept depends on
+the row's logits alone.
 """
 
 from __future__ import annotations
+
+import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,6 +19,29 @@ from torch.nn import functional as F
 
 ROW_MULTIPLE = 8
 CHUNK_ROWS = 128
+LOG_ZERO = -1e4  # its exponential is exactly 0, and so is 0 · log 0
+
+
+@dataclass(frozen=True)
+class Transform:
+    """What turns a model's logits into its policy: logits / temperature, cut by top-k, top-p, min-p, renormalised.
+
+    top_k 0, top_p 1 and min_p 0 are off. top_p keeps the likeliest tokens until their mass, among those that top_k
+    left, reaches it; min_p keeps tokens of at least min_p times the likeliest one's probability.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+    @property
+    def cuts(self) -> bool:
+        """Whether tokens can have probability 0."""
+        return bool(self.top_k) or self.top_p < 1 or self.min_p > 0
+
+
+PLAIN = Transform()  # softmax(logits)
 
 
 def pad_rows(tensor: Tensor, multiple: int = ROW_MULTIPLE, dim: int = 0) -> Tensor:
@@ -31,33 +61,104 @@ def action_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperatu
     return logits if temperature == 1.0 else logits / temperature
 
 
-def distribution(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
-    """Return log-probs over the whole vocabulary for few rows (a decoding step), [rows, vocabulary]."""
-    return torch.log_softmax(action_logits(pad_rows(hidden), weight, bias, temperature), -1)[: len(hidden)]
+def lowest_kept(logits: Tensor, transform: Transform) -> Tensor:
+    """Return the smallest logit that top-k, then top-p, then min-p keep in each row, [rows, 1]; -inf: all are kept."""
+    lowest = logits.new_full((len(logits), 1), -torch.inf)
+    if transform.top_k:
+        lowest = logits.topk(min(transform.top_k, logits.shape[1])).values[:, -1:]
+    if transform.top_p < 1:
+        left = logits.masked_fill(logits < lowest, -torch.inf) if transform.top_k else logits
+        lowest = torch.maximum(lowest, _lowest_of_mass(left, transform.top_p))
+    if transform.min_p:
+        lowest = torch.maximum(lowest, logits.amax(-1, keepdim=True) + math.log(transform.min_p))
+    return lowest
+
+
+def _lowest_of_mass(logits: Tensor, mass: float) -> Tensor:
+    """Return the logit at which the mass of the likeliest tokens reaches `mass`, [rows, 1].
+
+    Sorting a whole vocabulary costs five times the head's product, and few tokens hold most of the mass: sort more of
+    them until it suffices. Sums run from the likeliest on, so how many are sorted changes no bit. Threads share the sum
+    of a row that is alone, in another order: hence the padding.
+    """
+    total = pad_rows(logits).logsumexp(-1, keepdim=True)[: len(logits)]
+    size, vocabulary = 512, logits.shape[1]
+    while True:
+        likeliest = logits.topk(min(size, vocabulary)).values
+        sums = (likeliest - total).exp().cumsum(-1)
+        if size >= vocabulary or bool((sums[:, -1] >= mass).all()):
+            index = (sums < mass).sum(-1, keepdim=True).clamp(max=sums.shape[1] - 1)
+            return likeliest.gather(1, index)
+        size *= 8
+
+
+def log_policy(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    transform: Transform,
+    *,
+    actions: Tensor | None = None,
+    lowest: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Return (log π over the whole vocabulary [rows, vocabulary], the smallest logit kept [rows, 1]), few rows at once.
+
+    log π = logits/T − log Σ_{kept} exp(logits/T) for tokens that are kept, -inf for others; None where none is cut.
+    `actions` [rows] were drawn: each is kept, with all that are likelier, should rounding put it beyond the edge.
+    `lowest` is what an earlier call on the same rows returned: the same tokens are kept again.
+    """
+    num_rows = len(hidden)
+    logits = action_logits(pad_rows(hidden), weight, bias, transform.temperature)
+    if transform.cuts:
+        if lowest is None:
+            lowest = lowest_kept(logits[:num_rows], transform)
+            if actions is not None:
+                lowest = torch.minimum(lowest, logits[:num_rows].gather(1, actions[:, None]))
+        logits.masked_fill_(logits < pad_rows(lowest), -torch.inf)
+    return torch.log_softmax(logits, -1)[:num_rows], lowest
+
+
+def distribution(hidden: Tensor, weight: Tensor, bias: Tensor | None, transform: Transform) -> Tensor:
+    """Return log π over the whole vocabulary for few rows (a decoding step), [rows, vocabulary]."""
+    return log_policy(hidden, weight, bias, transform)[0]
+
+
+def entropy(log_probs: Tensor) -> Tensor:
+    """Return H = −Σ p log p over the last axis, in nats, without gradient; a probability of 0 adds 0."""
+    return -log_probs.exp().mul_(log_probs.clamp(min=LOG_ZERO)).sum(-1)
 
 
 class _TokenLogProbs(torch.autograd.Function):
-    """log softmax(hidden Wᵀ + b)[action], recomputing each chunk's logits in backward."""
+    """(log π(action), H(π)) of π = softmax((hidden Wᵀ + b) / T) over the tokens kept, recomputing each chunk's logits
+    in backward. What is kept counts as a constant: exact almost everywhere.
+
+    ∂ log π(a)/∂logit_v = (1{v = a} − p_v) / T,  ∂H/∂logit_v = −p_v (log p_v + H) / T.
+    """
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, actions, temperature, dtype):
+    def forward(ctx, hidden, weight, bias, actions, transform, dtype):
         product_weight = weight.to(dtype)
         product_bias = None if bias is None else bias.to(dtype)
-        log_probs, entropies = [], []
+        log_probs, entropies, lowest = [], [], []
         for rows, chosen in zip(hidden.split(CHUNK_ROWS), actions.split(CHUNK_ROWS), strict=True):
-            all_log_probs = distribution(rows, product_weight, product_bias, temperature)
+            all_log_probs, edge = log_policy(rows, product_weight, product_bias, transform, actions=chosen)
             log_probs.append(all_log_probs.gather(1, chosen[:, None])[:, 0])
-            entropies.append(-(all_log_probs.exp() * all_log_probs).sum(1))
-        ctx.save_for_backward(hidden, product_weight, product_bias, actions)
-        ctx.temperature, ctx.has_bias = temperature, bias is not None
-        entropy = torch.cat(entropies)
-        ctx.mark_non_differentiable(entropy)
-        return torch.cat(log_probs), entropy
+            entropies.append(entropy(all_log_probs))
+            lowest += [] if edge is None else [edge]
+        out = torch.cat(log_probs), torch.cat(entropies)
+        ctx.save_for_backward(
+            hidden, product_weight, product_bias, actions, out[1], torch.cat(lowest) if lowest else None
+        )
+        ctx.transform, ctx.has_bias = transform, bias is not None
+        ctx.set_materialize_grads(False)  # an entropy that nobody asks the gradient of costs none
+        return out
 
     @staticmethod
-    def backward(ctx, grad_log_probs, _grad_entropies):
-        hidden, weight, bias, actions = ctx.saved_tensors
+    def backward(ctx, grad_log_probs, grad_entropies):
+        hidden, weight, bias, actions, entropies, lowest = ctx.saved_tensors
         want_hidden, want_weight, want_bias = ctx.needs_input_grad[:3]
+        if grad_log_probs is None:
+            grad_log_probs = torch.zeros_like(entropies)
         # fp32 accumulators, whatever the products' precision
         wide = torch.promote_types(weight.dtype, torch.float32)
         grad_hidden = torch.empty_like(hidden) if want_hidden else None
@@ -65,10 +166,16 @@ class _TokenLogProbs(torch.autograd.Function):
         grad_bias = weight.new_zeros(weight.shape[0], dtype=wide) if want_bias and ctx.has_bias else None
         for start in range(0, len(hidden), CHUNK_ROWS):
             rows = slice(start, start + CHUNK_ROWS)
-            scale = grad_log_probs[rows] / ctx.temperature
-            probabilities = distribution(hidden[rows], weight, bias, ctx.temperature).exp_()
-            grad_logits = probabilities.mul_(-scale[:, None])
-            grad_logits.scatter_add_(1, actions[rows][:, None], scale[:, None].to(grad_logits.dtype))
+            scale = (grad_log_probs[rows] / ctx.transform.temperature)[:, None]
+            kept = None if lowest is None else lowest[rows]
+            all_log_probs, _ = log_policy(hidden[rows], weight, bias, ctx.transform, lowest=kept)
+            if grad_entropies is None:
+                grad_logits = all_log_probs.exp_().mul_(-scale)
+            else:
+                entropy_scale = (grad_entropies[rows] / ctx.transform.temperature)[:, None]
+                slopes = all_log_probs.clamp(min=LOG_ZERO).add_(entropies[rows, None]).mul_(entropy_scale).add_(scale)
+                grad_logits = all_log_probs.exp_().mul_(slopes.neg_())
+            grad_logits.scatter_add_(1, actions[rows][:, None], scale.to(grad_logits.dtype))
             if grad_bias is not None:
                 grad_bias += grad_logits.sum(0)
             grad_logits = grad_logits.to(weight.dtype)
@@ -80,11 +187,11 @@ class _TokenLogProbs(torch.autograd.Function):
 
 
 def token_log_probs(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, actions: Tensor, temperature: float, dtype: torch.dtype
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, actions: Tensor, transform: Transform, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Return (log π(action | hidden), entropy of π(· | hidden)), [rows] each.
+    """Return (log π(action | hidden), entropy of π(· | hidden)), [rows] each, differentiable in hidden, weight, bias.
 
-    hidden [rows, width], weight [vocabulary, width], actions [rows]; `dtype` is the product's. log-probs are
-    differentiable in hidden, weight and bias; entropies are not. Temperature divides the logits, as in sampling.
+    hidden [rows, width], weight [vocabulary, width], actions [rows]; `dtype` is the product's. The policy is the one
+    that `transform` makes of the logits, as in sampling.
     """
-    return _TokenLogProbs.apply(hidden, weight, bias, actions, temperature, dtype)
+    return _TokenLogProbs.apply(hidden, weight, bias, actions, transform, dtype)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from logpi.policies.attention import KEY_MULTIPLE, round_up
 from logpi.policies.causal_lm import CausalLM
-from logpi.policies.token_log_probs import ROW_MULTIPLE
+from logpi.policies.token_log_probs import PLAIN, ROW_MULTIPLE, entropy
 from logpi.randomness import Stream, uniforms
 from logpi.rollout.kv_cache import SlotCache
 from logpi.rollout.sampling import draw
@@ -34,7 +34,7 @@ class TokenPrompt:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to draw. Temperature belongs to the policy; `greedy` takes the likeliest token instead of drawing."""
+    """How to draw. What changes the distribution belongs to the policy; `greedy` takes the likeliest token instead."""
 
     max_new_tokens: int
     seed: int = 0
@@ -101,8 +101,8 @@ def _run(
     completions = [_Completion(row, len(prompts[p].tokens)) for row, p in enumerate(prompt_of_row.tolist())]
     randoms = _uniforms(prompts, num_generations, sampling, step)
     last_hidden, prompt_cache = policy.prompt_pass(policy.sampler, [p.tokens for p in prompts])
-    temperature = 1.0 if sampling.greedy else policy.temperature
-    log_probs = policy.next_token_log_probs(last_hidden, temperature)[prompt_of_row]
+    transform = PLAIN if sampling.greedy else policy.transform
+    log_probs = policy.next_token_log_probs(last_hidden, transform)[prompt_of_row]
     running = completions
     capacity = max(len(p.tokens) for p in prompts) + sampling.max_new_tokens
     num_slots = round_up(len(completions), ROW_MULTIPLE)
@@ -121,7 +121,7 @@ def _run(
             cache.keep(torch.tensor(survivors))
             running = [running[i] for i in survivors]
         hidden = _decode(policy, running, cache)
-        log_probs = policy.next_token_log_probs(hidden, temperature)
+        log_probs = policy.next_token_log_probs(hidden, transform)
     return completions
 
 
@@ -137,7 +137,7 @@ def _uniforms(prompts: Sequence[TokenPrompt], num_generations: int, sampling: Sa
 def _record(running: list[_Completion], tokens: Tensor, log_probs: Tensor, eos_token_ids: tuple[int, ...]) -> None:
     """Append each row's token with its log-prob and the entropy of the distribution that it came from."""
     chosen = log_probs.gather(1, tokens[:, None])[:, 0]
-    entropies = -(log_probs.exp() * log_probs).sum(-1)
+    entropies = entropy(log_probs)
     finite = torch.isfinite(chosen).tolist()
     for i, (completion, token) in enumerate(zip(running, tokens.tolist(), strict=True)):
         completion.tokens.append(token)

@@ -76,7 +76,7 @@ def _norms(policy: CausalLM) -> dict[str, bool]:
 def _head(policy: CausalLM) -> dict[str, bool]:
     width = policy.sampler.get_output_embeddings().weight.shape[1]
     states = _numbers(CHUNK_ROWS, width, like=policy)
-    return {"head": _rows_alone(lambda rows: policy.next_token_log_probs(rows, policy.temperature), states)}
+    return {"head": _rows_alone(lambda rows: policy.next_token_log_probs(rows, policy.transform), states)}
 
 
 def _rows_alone(function: Any, rows: Tensor) -> bool:

@@ -1,0 +1,117 @@
+"""From a configuration to what a run is made of: algorithm, task or environment, policy, experience."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from logpi.config import ROW_OPTIONS, Config
+from logpi.errors import InputError
+
+
+def algorithm_of(config: Config) -> Any:
+    """Return the row of the table that a configuration names, with its options. Raises InputError for one that does not
+    fit."""
+    from logpi.algorithms import getalgorithm_of
+
+    chosen = config.algorithm
+    load_modules(config.modules)
+    row = getalgorithm_of(chosen.name)
+    if "budget" in row.option_names():
+        row = row.with_options(budget=float(config.rollout.max_completion_length))
+    row = row.with_options(**chosen.model_dump(include=ROW_OPTIONS), **chosen.options)
+    if problem := config.cut_problem(row.beta):  # a row of one's own may have a beta of its own
+        raise InputError(problem)
+    return replace(row, kl=chosen.kl or row.kl, **chosen.terms())
+
+
+def load_modules(files: Sequence[str]) -> None:
+    """Import Python files that register algorithms; one that was imported before is not imported again."""
+    from logpi.tasks.reward_loading import module_of_file
+
+    for file in files:
+        place = str(Path(file).expanduser().resolve())
+        if place not in _LOADED:
+            module_of_file(place)
+            _LOADED.add(place)
+
+
+_LOADED: set[str] = set()
+
+
+def task_of(config: Config) -> Any:
+    """Return the task, its rewards in child processes where they have a time limit."""
+    from logpi.tasks.isolation import Limits, apply_limits
+
+    assert config.task is not None
+    task, options = maketask_of(**config.task), config.reward
+    limits = (
+        None
+        if options.timeout_seconds is None
+        else Limits(options.timeout_seconds, options.num_workers, options.max_calls)
+    )
+    return replace(
+        task, rewards=list(apply_limits(task.rewards, limits)), metrics=list(apply_limits(task.metrics, limits))
+    )
+
+
+def environment_of(config: Config) -> Any:
+    """Return the environment."""
+    from logpi.environments.gym import GymEnvironment
+
+    assert config.environment is not None
+    return GymEnvironment(config.environment)
+
+
+def transform_of(config: Config) -> Any:
+    """Return what turns a language model's logits into its policy."""
+    from logpi.policies.token_log_probs import Transform
+
+    return Transform(**config.policy.model_dump(include={"temperature", "top_k", "top_p", "min_p"}))
+
+
+def build(config: Config, task: Any = None, *, weights_from: Path | None = None) -> tuple[Any, Any, Any]:
+    """Return (experience, policy, algorithm). The task is built, and so checked, before any weights load."""
+    from logpi.experience import EnvironmentExperience, TaskExperience
+
+    algorithm, rollout = algorithm_of(config), config.rollout
+    if config.environment is not None:
+        from logpi.policies.mlp import MLP
+
+        environment = environment_of(config)
+        policy = MLP(environment.num_features, environment.num_actions, config.policy.hidden_sizes, config.seed)
+        experience = EnvironmentExperience(
+            policy,
+            environment,
+            seed=config.seed,
+            num_generations=rollout.num_generations,
+            num_eval_episodes=config.evaluation.num_episodes,
+        )
+        return experience, policy, algorithm
+    from logpi.policies.loading import load_causal_lm
+
+    task, options = task or task_of(config), config.policy
+    load = partial(load_causal_lm, dtype=options.dtype, transform=transform_of(config))
+    policy = load(
+        str(weights_from or options.model),
+        lora=None if options.lora is None or weights_from else options.lora.model_dump(),
+        value_head=algorithm.uses_values,
+        seed=config.seed,
+    )
+    experience = TaskExperience(
+        policy,
+        task,
+        seed=config.seed,
+        num_prompts=rollout.num_prompts,
+        num_generations=rollout.num_generations,
+        max_completion_length=rollout.max_completion_length,
+        max_rows=rollout.max_rows,
+        reward=config.reward,
+        num_spare_prompts=rollout.num_spare_prompts,
+        greedy_baseline=algorithm.baseline == "greedy",
+        start_policy=partial(load, str(options.model)),
+    )
+    return experience, policy, algorithm
