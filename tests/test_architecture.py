@@ -26,7 +26,7 @@ LEVELS = [
     {"exact", "experience", "supervised", "value_based", "metrics"},
     {"trainer"},
     {"recipes", "report"},
-    {"session"},
+    {"build", "session"},
     {"cli", "console", "api", "resume_proof"},
     {"__main__", "__init__"},
 ]

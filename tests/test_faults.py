@@ -24,6 +24,7 @@ from logpi.journal import Journal
 from logpi.learner import Learner
 from logpi.ledger import balance
 from logpi.rollout import engine
+from logpi.rollout.self_test import SelfTest
 from logpi.run_folder import RunFolder
 
 KINDS = ("full", "lora", "cartpole")
@@ -397,7 +398,8 @@ def test_the_inventory_holds_what_the_next_step_reads(root, tmp_path):
     assert "value_head.weight" in trained and any("lora_A" in name for name in trained)
     assert {name.split("/", 2)[2] for name in state.tensors if name.startswith("optimizer/")} == trained
     assert state.numbers.keys() == {
-        "num_updates", "last_learning_rate", "num_actions", "train_seconds", "checks_passed", "skips_in_a_row"
+        "num_updates", "last_learning_rate", "num_actions", "train_seconds", "checks_passed", "skips_in_a_row",
+        "moving_baseline",
     }  # fmt: skip
     assert state.numbers["num_updates"] == 8 and state.numbers["last_learning_rate"] == 1e-3
 
@@ -548,6 +550,7 @@ def test_a_completion_whose_logits_are_not_finite_is_left_out_and_named(root, tm
         return found
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session, "self_test", lambda policy: SelfTest((), 0.0))  # it samples as well
         patch.setattr(CausalLM, "next_token_log_probs", broken)
         summary = start(root, "full", tmp_path / "run")
     failed = [row for row in rows(tmp_path / "run", "samples.jsonl") if "failure" in row]

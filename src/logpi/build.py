@@ -15,11 +15,11 @@ from logpi.errors import InputError
 def algorithm_of(config: Config) -> Any:
     """Return the row of the table that a configuration names, with its options. Raises InputError for one that does not
     fit."""
-    from logpi.algorithms import getalgorithm_of
+    from logpi.algorithms import get_algorithm
 
     chosen = config.algorithm
     load_modules(config.modules)
-    row = getalgorithm_of(chosen.name)
+    row = get_algorithm(chosen.name)
     if "budget" in row.option_names():
         row = row.with_options(budget=float(config.rollout.max_completion_length))
     row = row.with_options(**chosen.model_dump(include=ROW_OPTIONS), **chosen.options)
@@ -44,10 +44,11 @@ _LOADED: set[str] = set()
 
 def task_of(config: Config) -> Any:
     """Return the task, its rewards in child processes where they have a time limit."""
+    from logpi.tasks import make_task
     from logpi.tasks.isolation import Limits, apply_limits
 
     assert config.task is not None
-    task, options = maketask_of(**config.task), config.reward
+    task, options = make_task(**config.task), config.reward
     limits = (
         None
         if options.timeout_seconds is None

@@ -207,13 +207,19 @@ class Learner:
             found["value_loss"] = float(masked_sum(value_loss.detach() * batch.token_weights, batch.mask))
         with torch.no_grad():
             log_ratio = torch.where(batch.mask, out.log_probs - batch.behavior_log_probs, 0.0)
-            ratio = torch.exp(torch.where(batch.mask, out.log_probs - old_log_probs, 0.0))
             found["ratio_max"] = float(log_ratio.abs().max())
             found["ratio_sum"] = float(log_ratio.sum())
-            low = 1 - options.get("epsilon", 0.2)
-            high = 1 + options.get("epsilon_high", options.get("epsilon", 0.2))
-            found["clipped"] = float(((ratio < low) | (ratio > high)).sum())
+        found["clipped"] = 0.0 if batch.old_log_probs is None else self._num_clipped(out.log_probs.detach(), batch)
         return masked_sum(per_token * batch.token_weights, batch.mask), found
+
+    def _num_clipped(self, log_probs: Tensor, batch: Batch) -> float:
+        """Return the number of actions with an advantage whose gradient the surrogate clips or masks to 0."""
+        assert batch.advantages is not None
+        leaf, surrogate = log_probs.requires_grad_(), self.algorithm.surrogate
+        options = self.algorithm.options_of(surrogate)
+        loss = surrogate(leaf, batch.old_log_probs, batch.advantages, batch.mask, **options)
+        (slope,) = torch.autograd.grad(masked_sum(loss, batch.mask), leaf)
+        return float(((slope == 0) & (batch.advantages != 0) & batch.mask).sum())
 
     # --- update ------------------------------------------------------------------------------------------------
 
