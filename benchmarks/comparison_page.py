@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 import statistics
+import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -62,7 +63,7 @@ def table(task: str, found: Mapping[str, Any]) -> str:
     digits, low, high = shape["digits"], *shape["targets"]
     lines = [
         f"| algorithm | rate | score at the end | mean of all checks | {shape['x']} to {low:g} | to {high:g} "
-        "| seconds | processor seconds | informative groups | clipped |",
+        "| seconds | processor seconds | informative groups | ratio beyond 0.8–1.2 |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, row in found["tasks"][task].items():
@@ -118,7 +119,8 @@ def circumstances(found: Mapping[str, Any]) -> str:
     versions = ", ".join(
         f"{name} {machine[name]}" for name in ("logpi", "torch", "transformers", "gymnasium", "python")
     )
-    return f"{found['date']}, {machine['processor']}, {machine['system']}, {machine['threads']} thread, {versions}."
+    text = f"{found['date']}, {machine['processor']}, {machine['system']}, {machine['threads']} thread, {versions}."
+    return textwrap.fill(text, 118)
 
 
 def write_page(found: Mapping[str, Any], folder: Path) -> None:
