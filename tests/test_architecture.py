@@ -23,11 +23,11 @@ LEVELS = [
     {"environments", "policies", "estimators", "losses"},  # blind to one another
     {"tasks", "rollout", "algorithms", "batching", "run_folder", "interrupts", "journal"},
     {"credit", "learner", "checkpoint", "distributed", "diagnostics", "evaluation", "identity", "ledger", "alerts"},
-    {"exact", "experience", "supervised", "value_based", "metrics"},
+    {"exact", "experience", "supervised", "value_based", "metrics", "objective"},
     {"trainer"},
     {"recipes", "report"},
     {"build", "session"},
-    {"cli", "console", "api", "resume_proof"},
+    {"cli", "console", "api", "recipe_diff", "resume_proof"},
     {"__main__", "__init__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS, start=-3) for name in names}

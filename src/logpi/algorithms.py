@@ -95,16 +95,21 @@ class Algorithm:
                 raise InputError(f'algorithm "{self.name}" has no option "{name}".{did_you_mean(name, known)}')
         return replace(self, options={**self.options, **given}, beta=beta)
 
-    def formula(self) -> str:
-        """Return the objective in one line, for the run's record and its first screen."""
-        values = {
+    def resolved_options(self) -> dict[str, float | None]:
+        """Return every option that some cell reads with the value that it has: the row's, else the cell's default."""
+        defaults = {
             name: parameter.default
             for cell in self.cells
             for name, parameter in inspect.signature(cell).parameters.items()
             if parameter.kind is parameter.KEYWORD_ONLY and name not in DATA
-        } | dict(self.options)
-        shown = ", ".join(f"{k}={v}" for k, v in sorted(values.items()) if v is not None)
-        text = f"maximise Σ_t w_t·{_formula(self.surrogate)}, {_formula(self.advantage)}, {_formula(self.reduction)}"
+        }
+        return defaults | dict(self.options)
+
+    def formula(self) -> str:
+        """Return the objective in one line, for the run's record and its first screen."""
+        shown = ", ".join(f"{k}={v}" for k, v in sorted(self.resolved_options().items()) if v is not None)
+        text = f"maximise Σ_t w_t·{formula_of(self.surrogate)}, {formula_of(self.advantage)}"
+        text += f", {formula_of(self.reduction)}"
         if self.importance:
             text += f"; × sg(w), w = π/μ of the {self.importance['level']}, " + ", ".join(
                 f"{k}={v}" for k, v in self.importance.items() if k != "level" and v is not None
@@ -146,7 +151,7 @@ _FORMULAS = {
 }
 
 
-def _formula(cell: Callable) -> str:
+def formula_of(cell: Callable) -> str:
     """Return a cell in one line: ours from the table above, another by its name."""
     return _FORMULAS.get(cell.__name__, f"{cell.__name__}(…)")
 

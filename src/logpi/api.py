@@ -16,18 +16,24 @@ from logpi.errors import InputError, did_you_mean
 from logpi.recipes import recipe_header, recipe_names, recipe_path, resolve
 
 __all__ = [
-    "build", "dry_run", "evaluate_run", "prove_gradients", "recipe_header", "recipe_names", "resolve", "run",
-    "sample_run", "train",
+    "build", "dry_run", "evaluate_run", "objective_of", "prove_gradients", "recipe_header", "recipe_names", "resolve",
+    "run", "sample_run", "train",
 ]  # fmt: skip
 
 # --- what stands before a run ----------------------------------------------------------------------------------
 
 
+def objective_of(config: Config) -> dict[str, Any]:
+    """Return what a run maximises: in a line, and whole."""
+    from logpi.objective import objective
+
+    return objective(algorithm_of(config), config)
+
+
 def dry_run(config: Config) -> dict[str, Any]:
     """Return what a run would do, before weights load: configuration, objective, a prompt as tokens, the rewards on a
     completion made up for the purpose, the memory that the weights, the gradient and the optimiser need."""
-    algorithm = algorithm_of(config)
-    out: dict[str, Any] = {"config": config.plain(), "objective": algorithm.formula()}
+    out: dict[str, Any] = {"config": config.plain(), **objective_of(config)}
     if config.environment is not None:
         environment = environment_of(config)
         return {**out, "environment": {"features": environment.num_features, "actions": environment.num_actions}}

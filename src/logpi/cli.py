@@ -185,11 +185,28 @@ def _shown(rows: Iterator[dict], line: Callable[[dict], str], json: bool, head: 
 
 
 @app.command
-def recipes(*, debug: Debug = False) -> int:
-    """List the recipes: command, expected score, time and hardware of each."""
+def recipes(
+    *,
+    diff: Annotated[tuple[str, str] | None, _help("What differs: two of a recipe's name, a FILE.toml, a run.")] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> int:
+    """List the recipes: command, expected score, time and hardware of each. Or compare two."""
     from logpi import api
-    from logpi.console import visible
+    from logpi.console import difference_lines, visible
 
+    if diff is not None:
+        from logpi.recipe_diff import recipe_diff
+
+        found = recipe_diff(*diff)
+        if json:
+            _print_json(found)
+        else:
+            print("\n".join(difference_lines(*diff, found)))
+        return 0
+    if json:
+        _print_json({"recipes": [{"name": name, "header": api.recipe_header(name)} for name in api.recipe_names()]})
+        return 0
     for name in api.recipe_names():
         header = [line.lstrip("#").strip() for line in api.recipe_header(name).splitlines()]
         print("\n  ".join([visible(name), *map(visible, filter(None, header))]))

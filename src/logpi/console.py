@@ -301,6 +301,15 @@ def _cell(value: Any) -> str:
     return number(value) if isinstance(value, float) else visible(value)
 
 
+def difference_lines(a: str, b: str, found: Mapping[str, Any]) -> list[str]:
+    """Return what `logpi recipes --diff` prints: `key: a → b` a line, then both objectives where they differ."""
+    if not found["differences"]:
+        return [f"{visible(a)} and {visible(b)}: no difference"]
+    lines = [visible(f"{row['key']}: {row['a']} → {row['b']}") for row in found["differences"]]
+    return lines + [visible(f"objective of {name}: {found['objective'][side]}")
+                    for name, side in ((a, "a"), (b, "b")) if "objective" in found]  # fmt: skip
+
+
 BIAS_HEAD = f"{'algorithm':<22}{'rewards':<18}{'class':<24}{'error':>9}{'scale':>9}{'off':>9}{'variance':>10}"
 
 

@@ -147,7 +147,7 @@ class RunFolder:
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Return `key: old → new` for each setting that differs and makes it another run."""
-    a, b = _leaves(old), _leaves(new)
+    a, b = leaves(old), leaves(new)
     return [f"{k}: {a.get(k)} → {b.get(k)}" for k in sorted(a | b) if k not in MAY_CHANGE and a.get(k) != b.get(k)]
 
 
@@ -171,9 +171,9 @@ def _line(row: dict[str, Any]) -> str:
     return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _leaves(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def leaves(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return dotted names to values."""
     out: dict[str, Any] = {}
     for key, value in nested.items():
-        out |= _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        out |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return out

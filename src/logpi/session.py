@@ -13,6 +13,7 @@ from typing import Any
 from logpi import checkpoint, identity
 from logpi.config import Config
 from logpi.errors import InputError, MismatchError
+from logpi.objective import objective
 from logpi.rollout.self_test import SAME_BITS, self_test
 from logpi.run_folder import RunFolder, differences
 from logpi.storage import free_bytes, new_folder
@@ -76,7 +77,7 @@ def _describe(config: Config, experience: Any, policy: Any, algorithm: Any) -> d
     described: dict[str, Any] = {
         "run_id": config.fingerprint(),
         "recipe": config.recipe,
-        "objective": algorithm.formula(),
+        **objective(algorithm, config),
         "algorithm": algorithm.name,
         "source": algorithm.source,
         "model": config.policy.model or f"mlp {list(config.policy.hidden_sizes)}",
