@@ -48,7 +48,7 @@ def test_what_was_set_otherwise_than_the_row_says_is_named():
     assert found["set_otherwise"] == {"beta": {"row": 0.0, "run": 0.02}, "epsilon": {"row": 0.2, "run": 0.1}}
     assert found["kl"]["beta"] == 0.02 and found["clip_can_bind"] and not details(name="grpo")["clip_can_bind"]
     assert details(name="dr_grpo")["options"]["budget"] == 12  # the longest completion of the recipe
-    assert details("cartpole")["temperature"] is None and details("cartpole")["standardise_advantages"]
+    assert details("cartpole")["policy_transform"] is None and details("cartpole")["standardise_advantages"]
 
 
 def test_a_run_and_a_dry_run_say_the_same(tmp_path):

@@ -148,7 +148,7 @@ class Learner:
             loss, found = self.loss(part)
             if not bool(torch.isfinite(loss)):
                 return Gradient(
-                    0.0, len(batch), 0, 0.0, 0.0, 0.0, problem=f"the loss is {float(loss)} in {names(part)}"
+                    0.0, len(batch), 0, 0.0, 0.0, 0.0, problem=f"the loss is {float(loss.detach())} in {names(part)}"
                 )
             loss.backward()
             totals["ratio_max"] = max(totals["ratio_max"], found.pop("ratio_max"))
