@@ -80,8 +80,8 @@ def by_hand(name, returns, to_go, lengths, values, members, log_probs, greedy):
     return advantages, [np.full(n, weight(n)) for n in lengths]
 
 
-def numpy_figures(name: str, kind: str, logits: np.ndarray, v: np.ndarray) -> tuple[float, float, float, float]:
-    """Return (relative error, scale, off direction, variance) of a row, everything enumerated in NumPy."""
+def in_numpy(name: str, kind: str, logits: np.ndarray, v: np.ndarray):
+    """Return (exact gradient, completions' probabilities, function from prompt and members to a group's gradient)."""
     pi = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     at = [[PREFIXES.index(y[:t]) for t in range(len(y))] for y in ENDED]
     chance = np.array([[np.prod([pi[x, s, a] for s, a in zip(at[i], y)]) for i, y in enumerate(ENDED)] for x in (0, 1)])
@@ -110,17 +110,27 @@ def numpy_figures(name: str, kind: str, logits: np.ndarray, v: np.ndarray) -> tu
             y += (int(pi[x, PREFIXES.index(y)].argmax()),)
         likeliest.append(reward[x][ENDED.index(y)].sum())
     to_go = [[np.cumsum(reward[x][i][::-1])[::-1] for i in range(15)] for x in (0, 1)]
-    mean, square = np.zeros_like(pi), 0.0
+
+    def gradient(x: int, m: list[int]) -> np.ndarray:
+        returns = np.array([reward[x][i].sum() for i in m])
+        values = [credit(x, i) for i in m] if name in ("ppo", "a2c", "v_trace") else None
+        own = np.log(chance[x, m])
+        a, w = by_hand(name, returns, [to_go[x][i] for i in m], lengths[m], values, m, own, likeliest[x])
+        return sum(np.tensordot(a[k] * w[k], scores[x, i, : lengths[i]], 1) for k, i in enumerate(m))
+
+    return exact, chance, gradient
+
+
+def numpy_figures(name: str, kind: str, logits: np.ndarray, v: np.ndarray) -> tuple[float, float, float, float]:
+    """Return (relative error, scale, off direction, variance) of a row, everything enumerated in NumPy."""
+    exact, chance, gradient = in_numpy(name, kind, logits, v)
+    mean, square = np.zeros_like(logits), 0.0
     for x in (0, 1):
         for members in combinations_with_replacement(range(15), 4):
             m = list(members)
             ways = math.factorial(4) / math.prod(math.factorial(n) for n in Counter(m).values())
             p = ways * np.prod(chance[x, m]) / 2
-            returns = np.array([reward[x][i].sum() for i in m])
-            values = [credit(x, i) for i in m] if name in ("ppo", "a2c", "v_trace") else None
-            own = np.log(chance[x, m])
-            a, w = by_hand(name, returns, [to_go[x][i] for i in m], lengths[m], values, m, own, likeliest[x])
-            g = sum(np.tensordot(a[k] * w[k], scores[x, i, : lengths[i]], 1) for k, i in enumerate(m))
+            g = gradient(x, m)
             mean += p * g
             square += p * (g**2).sum()
     scale = (mean * exact).sum() / (exact**2).sum()
@@ -140,6 +150,30 @@ def test_every_figure_is_that_of_an_enumeration_in_numpy(name, kind):
     assert (found.relative_error, found.scale, found.off_direction, found.variance) == pytest.approx(
         expected, rel=1e-9, abs=1e-9
     )
+
+
+@pytest.mark.parametrize("name", list(ALGORITHMS))
+def test_the_gradient_of_a_group_is_the_one_worked_out_by_hand(name):
+    """Six groups of each row, ragged, one of them with a completion twice: batch, advantage, loss and backward against
+    NumPy. Rewards at every action, for rows that tell them apart."""
+    row, values = get_algorithm(name), tabular.wrong_values()
+    policy = TabularPolicy(values if row.uses_values else None)
+    learner = Learner(policy, row, learning_rate=1.0, value_coef=0.0)
+    learner.moving_baseline = 0.7
+    draws = np.random.default_rng(0)
+    dense = "to_go" in name or name == "reinforce_baseline" or row.uses_values
+    _, _, gradient = in_numpy(name, "dense" if dense else "real", policy.logits.detach().numpy(), values.numpy())
+    for place in range(6):
+        x, members = place % 2, [int(i) for i in draws.integers(15, size=4)]
+        members = [*members[:3], members[0]] if place == 3 else members
+        kind = "dense" if dense else "real"
+        group = [tabular.trajectory(policy, kind, x, i, 0, s) for s, i in enumerate(members)]
+        if row.baseline == "greedy":
+            best = tabular.trajectory(policy, kind, x, tabular.likeliest(policy, x), 0, 0)
+            group.append(replace(best, is_baseline=True))
+        batch = assign_credit(row, learner.annotate(make_batch(group), several_updates=False))
+        learner.backward(replace(batch, token_weights=row.token_weights(batch.mask)))
+        np.testing.assert_allclose(-policy.logits.grad.numpy(), gradient(x, members), rtol=1e-10, atol=1e-14)
 
 
 # --- classes --------------------------------------------------------------------------------------------------------

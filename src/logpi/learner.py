@@ -94,7 +94,7 @@ class Learner:
     def _annotate(self, batch: Batch, several_updates: bool) -> Batch:
         uses_values = self.algorithm.uses_values
         if self.algorithm.baseline == "moving":
-            batch = replace(batch, values=batch.mask * self.moving_baseline)
+            batch = replace(batch, values=batch.mask.to(batch.rewards.dtype) * self.moving_baseline)
         several_updates |= self.algorithm.reads_ratios
         if uses_values or several_updates:
             out = self._evaluate_all(self.policy, batch)

@@ -38,4 +38,4 @@ def minimum_risk(
     shares = torch.exp(scores - highest) / copies
     shares = shares / group_sums(shares, group)[0]
     mean = group_sums(shares * totals, group)[0]
-    return ((sharpness * sizes * shares * (totals - mean))[:, None] * mask).detach()
+    return ((sharpness * shares * sizes * (totals - mean))[:, None] * mask).detach()
