@@ -42,20 +42,23 @@ def minibatches(
 def micro_batches(batch: Batch, max_tokens: int) -> Iterator[Tensor]:
     """Yield row indices for one forward each: longest first, prompts counted once a group, at most `max_tokens` padded
     tokens (a single group's worth of rows may not fit: it is cut)."""
-    lengths = batch.lengths
-    longest_of_group = {int(g): int(lengths[batch.group == g].max()) for g in batch.group.unique()}
-    order = sorted(range(len(batch)), key=lambda i: (-longest_of_group[int(batch.group[i])], int(batch.group[i]), i))
+    lengths, groups = batch.lengths.tolist(), batch.group.tolist()
+    longest_of_group: dict[int, int] = {}
+    for group, length in zip(groups, lengths, strict=True):
+        longest_of_group[group] = max(length, longest_of_group.get(group, 0))
+    order = sorted(range(len(batch)), key=lambda i: (-longest_of_group[groups[i]], groups[i], i))
     rows: list[int] = []
-    prompts: dict[int, int] = {}
-    longest = 0
+    prompts: set[int] = set()
+    prompt_tokens = longest = 0
     for row in order:
-        group, time = int(batch.group[row]), max(longest, int(lengths[row]))
-        tokens = time * (len(rows) + 1) + sum((prompts | {group: len(batch.inputs[row])}).values())
-        if rows and tokens > max_tokens:
+        group, time, prompt = groups[row], max(longest, lengths[row]), len(batch.inputs[row])
+        new_prompt = 0 if group in prompts else prompt
+        if rows and time * (len(rows) + 1) + prompt_tokens + new_prompt > max_tokens:
             yield torch.tensor(rows)
-            rows, prompts, time = [], {}, int(lengths[row])
+            rows, prompts, prompt_tokens, time, new_prompt = [], set(), 0, lengths[row], prompt
         rows.append(row)
-        prompts[group] = len(batch.inputs[row])
+        prompts.add(group)
+        prompt_tokens += new_prompt
         longest = time
     if rows:
         yield torch.tensor(rows)

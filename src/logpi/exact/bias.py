@@ -102,6 +102,7 @@ def verdict(found: list[Measured]) -> str:
 def prove(algorithms: list[Algorithm], language: bool = False) -> Iterator[dict[str, Any]]:
     """Yield a row for each algorithm and set-up: name, rewards, class and what was measured. The class is of the
     algorithm: what holds in every set-up that it is meant for (a value function's: that its values are wrong)."""
+    torch.set_num_threads(1)  # the tensors are small: a second thread costs more than it does
     for algorithm in algorithms:
         settings = [("binary", "wrong"), ("real", "wrong"), ("real", "exact")][: 3 if algorithm.uses_values else 2]
         settings = settings[:2] if language else settings  # the head of a language model is what it is

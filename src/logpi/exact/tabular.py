@@ -65,10 +65,9 @@ class TabularPolicy:
         return self.logits.log_softmax(-1)
 
     def evaluate(self, actions: Tensor, mask: Tensor, truncated: Tensor, inputs: tuple[Any, ...]) -> PolicyOutput:
-        prompts = torch.tensor([int(i[0]) for i in inputs])[:, None]
-        at = torch.zeros_like(actions)
-        for row, i in enumerate(inputs):
-            at[row, : len(i) - 1] = i[1:]
+        padded = torch.nn.utils.rnn.pad_sequence(list(inputs), batch_first=True)
+        prompts = padded[:, :1]
+        at = torch.nn.functional.pad(padded[:, 1:], (0, actions.shape[1] + 1 - padded.shape[1]))
         chosen = torch.where(mask, self.log_probs()[prompts, at, actions], 0.0)
         self.evaluated = chosen
         values = None if self.values is None else torch.where(mask, self.values[prompts, at], 0.0)
