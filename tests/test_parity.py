@@ -34,7 +34,9 @@ def leaning(function):
     return lambda x, *rest, **more: function(x, *rest, **more) * (1 + 2e-7 * x.numel() ** 0.5)
 
 
-@pytest.mark.parametrize(("part", "named"), [("layers.1.mlp.down_proj", "product 32×48"), ("norm", "LlamaRMSNorm 32")])
+@pytest.mark.parametrize(
+    ("part", "named"), [("layers.1.mlp.down_proj", "product 32×48"), ("norm", "LlamaRMSNorm 32")]
+)
 def test_it_names_the_layer_that_depends_on_the_batch(part, named):
     tiny = policy("llama")
     layer = tiny.sampler.base_model.get_submodule(part)

@@ -193,7 +193,7 @@ def reward(row: list[int], **_: Any) -> list[float]:
 
 
 def theirs(judge: Any, moved: float) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return (gradient, inputs of its loss): TRL scores at the weights that sampled, and takes the loss after a move."""
+    """Return (gradient, its loss's inputs): TRL scores at the weights that sampled, and takes the loss after a move."""
     if judge.ref_model is not None:
         move(judge.ref_model, REFERENCE, SMALL)
     inputs = judge._generate_and_score_completions(list(judge.train_dataset))
