@@ -62,7 +62,7 @@ DAPO = ALGORITHMS.get("dapo") or Algorithm(
 ROWS = {
     "grpo": ALGORITHMS["grpo"],
     "dapo": DAPO,
-    "dr_grpo": ALGORITHMS["dr_grpo"].with_options(budget=BUDGET),
+    "dr_grpo": ALGORITHMS["dr_grpo"].with_options(budget=float(BUDGET)),
     "rloo": ALGORITHMS["rloo"],
 }
 
