@@ -32,8 +32,12 @@ def action_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperatu
 
 
 def distribution(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
-    """Return log-probs over the whole vocabulary for few rows (a decoding step), [rows, vocabulary]."""
-    return torch.log_softmax(action_logits(pad_rows(hidden), weight, bias, temperature), -1)[: len(hidden)]
+    """Return log-probs over the whole vocabulary for few rows (a decoding step), [rows, vocabulary].
+
+    Not log_softmax: on a CPU it adds up the vocabulary in one float32 sum, 1e-5 off; logsumexp adds in pairs.
+    """
+    logits = action_logits(pad_rows(hidden), weight, bias, temperature)
+    return (logits - torch.logsumexp(logits, -1, keepdim=True))[: len(hidden)]
 
 
 class _TokenLogProbs(torch.autograd.Function):
