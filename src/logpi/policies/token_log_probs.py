@@ -105,7 +105,8 @@ def log_policy(
 
     log π = logits/T − log Σ_{kept} exp(logits/T) for tokens that are kept, -inf for others; None where none is cut.
     `actions` [rows] were drawn: each is kept, with all that are likelier, should rounding put it beyond the edge.
-    `lowest` is what an earlier call on the same rows returned: the same tokens are kept again.
+    `lowest` is what an earlier call on the same rows returned: the same tokens are kept again. Not log_softmax: on a CPU
+    it adds up the vocabulary in one float32 sum, 1e-5 off; logsumexp adds in pairs.
     """
     num_rows = len(hidden)
     logits = action_logits(pad_rows(hidden), weight, bias, transform.temperature)
@@ -115,7 +116,7 @@ def log_policy(
             if actions is not None:
                 lowest = torch.minimum(lowest, logits[:num_rows].gather(1, actions[:, None]))
         logits.masked_fill_(logits < pad_rows(lowest), -torch.inf)
-    return torch.log_softmax(logits, -1)[:num_rows], lowest
+    return (logits - torch.logsumexp(logits, -1, keepdim=True))[:num_rows], lowest
 
 
 def distribution(hidden: Tensor, weight: Tensor, bias: Tensor | None, transform: Transform) -> Tensor:
