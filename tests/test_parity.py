@@ -156,8 +156,8 @@ def test_twenty_strict_steps_of_the_addition_recipe(tmp_path, dtype, threads):
 def test_one_unit_in_the_last_place_stops_a_strict_run_before_it_updates(tiny, tmp_path, monkeypatch):
     real = TaskExperience.sample
 
-    def planted(self, step, version):
-        trajectories = real(self, step, version)
+    def planted(self, step, version, places):
+        trajectories = real(self, step, version, places)
         if step == 1:
             changed = trajectories[5].behavior_log_probs.clone()
             changed[-1] = torch.nextafter(changed[-1], torch.tensor(0.0))

@@ -254,6 +254,23 @@ def test_tables_name_what_there_is(workplace, tiny):
     assert set(re.findall(r"^\| `([\w./]+)` \|", table, re.MULTILINE)) == left
 
 
+def test_the_mistakes_that_tests_are_tried_with_are_listed():
+    listed = re.findall(
+        r"^\| ([^|`]+) \| `([\w/.]+)` \| `(test_\w+\.py)` \|$", read("docs/algorithms.md"), re.MULTILINE
+    )
+    made = tomllib.loads(read("tests/mutations/mutations.toml"))["mutation"]
+    assert listed == [(m["name"], m["file"], m["tests"][0]) for m in made]
+
+
+@pytest.mark.slow
+def test_the_table_of_gradients_is_the_commands(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["prove"])
+    shown = next(c for language, c in blocks("docs/algorithms.md") if language == "text")
+    numbers = re.compile(r" +\d\.\de-1[4-9]")  # rounding
+    assert numbers.sub("", capsys.readouterr().out) == numbers.sub("", shown)
+
+
 def _is_section(annotation) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 

@@ -105,8 +105,8 @@ def log_policy(
 
     log π = logits/T − log Σ_{kept} exp(logits/T) for tokens that are kept, -inf for others; None where none is cut.
     `actions` [rows] were drawn: each is kept, with all that are likelier, should rounding put it beyond the edge.
-    `lowest` is what an earlier call on the same rows returned: the same tokens are kept again. Not log_softmax: on a CPU
-    it adds up the vocabulary in one float32 sum, 1e-5 off; logsumexp adds in pairs.
+    `lowest` is what an earlier call on the same rows returned: the same tokens are kept again. Not log_softmax: on a
+    CPU it adds up the vocabulary in one float32 sum, 1e-5 off; logsumexp adds in pairs.
     """
     num_rows = len(hidden)
     logits = action_logits(pad_rows(hidden), weight, bias, transform.temperature)
