@@ -276,6 +276,32 @@ def test_grpo_is_the_gradient_of_a_known_objective(size, rate):
     assert mean == pytest.approx(f * p * (1 - p), rel=1e-12)  # ∇p = p(1−p)
 
 
+def test_what_epsilon_and_the_length_do_to_that_objective():
+    """The figures of docs/algorithms.md, on the fixture: prompts of unlike pass rates, completions of unlike lengths."""
+    policy, size = TabularPolicy(), 4
+    rates = tabular.mean_rewards(policy, "binary")
+    target = torch.zeros(())
+    for p in rates:
+        rate = p.item()
+        f = sum(
+            math.comb(size, k)
+            * rate**k
+            * (1 - rate) ** (size - k)
+            * math.sqrt(k * (size - k) * (size - 1) / size)
+            / size
+            for k in range(1, size)
+        ) / (rate * (1 - rate))
+        target = target + f * tabular.flat_gradient(p, policy, retain_graph=True) / 2
+    shipped = get_algorithm("grpo")
+    constant = replace(shipped, reduction=losses.per_trajectory)
+    assert measure(constant.with_options(std_epsilon=0.0), exact=target).relative_error <= 1e-12
+    assert measure(constant, exact=target).relative_error == pytest.approx(1.9e-4, rel=0.05)
+    assert measure(constant.with_options(std_epsilon=0.1), exact=target).relative_error == pytest.approx(0.16, rel=0.05)
+    own_length = measure(shipped, exact=target)
+    assert own_length.relative_error == pytest.approx(0.29, rel=0.05)
+    assert own_length.off_direction == pytest.approx(0.23, rel=0.05)
+
+
 # --- rows of one's own ----------------------------------------------------------------------------------------------
 
 

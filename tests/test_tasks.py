@@ -153,6 +153,35 @@ def test_every_gsm8k_answer_parses_and_scores_one(data):
     assert len(task.examples) == 8 and not any("<<" in solution for _, solution in task.examples)
 
 
+BUSES = {
+    "5": 1,
+    "so 12 - 7 = 5": 1,
+    "19": 0.2,
+    "84": 0.2,
+    "-5": 0.2,
+    "12": 0,
+    "7": 0,
+    "6": 0,
+    "none": 0,
+    "12/7 = 1.71": 0,
+}
+
+
+@pytest.mark.parametrize("text", BUSES)
+def test_a_graded_reward_of_svamp_knows_what_one_operation_can_give(text):
+    row = {"Body": "A bus has 12 seats, 7 of them taken", "Question": "How many are free?", "Answer": 5}
+    other = {"Body": "Ann has 2 nuts", "Question": "How many?", "Answer": 2}
+    task = make_task("svamp", data=[row, other], heldout=1, reward="graded")
+    problem = next(p for p in [*task.train, *task.heldout] if p.columns["answer"] == "5")
+    assert metrics_of(task, problem, text)[0] == BUSES[text]
+
+
+def test_a_graded_reward_of_svamp_does_not_divide_by_nothing():
+    row = {"Body": "Bo has 0 cars and 3 bikes", "Question": "How many wheels?", "Answer": 6}
+    task = make_task("svamp", data=[row, row | {"Body": "Bo has 3 cars and 0 bikes"}], heldout=1, reward="graded")
+    assert metrics_of(task, task.train[0], "0")[0] == 0.2  # 0 · 3, 0 / 3
+
+
 def test_svamp_rows_become_tidy_prompts_with_numeric_answers(data):
     path = data / "svamp" / "SVAMP.json"
     task = make_task("svamp", data=path)
