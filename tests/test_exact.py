@@ -277,7 +277,7 @@ def test_grpo_is_the_gradient_of_a_known_objective(size, rate):
 
 
 def test_what_epsilon_and_the_length_do_to_that_objective():
-    """The figures of docs/algorithms.md, on the fixture: prompts of unlike pass rates, completions of unlike lengths."""
+    """The figures of docs/algorithms.md: prompts of unlike pass rates, completions of unlike lengths."""
     policy, size = TabularPolicy(), 4
     rates = tabular.mean_rewards(policy, "binary")
     target = torch.zeros(())
