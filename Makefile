@@ -15,7 +15,7 @@ demo: $(VENV)/.installed  # a language model learns to add, from rewards alone
 	$(BIN)/logpi train smollm2-addition
 
 test: $(VENV)/.dev  # what must pass before every commit
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile
 
 test-slow: $(VENV)/.dev  # the longer proofs
 	$(BIN)/python -m pytest -m slow
