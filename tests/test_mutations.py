@@ -15,6 +15,7 @@ import pytest
 
 import logpi
 
+pytestmark = pytest.mark.timeout(1200)  # one fixture runs every mutation
 HERE = Path(__file__).parent
 SOURCE = Path(logpi.__file__).parent
 MUTATIONS = tomllib.loads((HERE / "mutations" / "mutations.toml").read_text(encoding="utf-8"))["mutation"]
