@@ -25,8 +25,8 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import logpi
-from logpi import api, estimators, identity, losses
-from logpi.algorithms import ALGORITHMS, Algorithm, register
+from logpi import api, identity
+from logpi.algorithms import ALGORITHMS
 
 NAMES = ("reinforce", "rloo", "grpo", "dr_grpo", "dapo", "ppo", "gspo", "cispo")
 SEEDS = (0, 1, 2, 3, 4)
@@ -241,24 +241,6 @@ def benchmark(work: Path, say: Callable[[str], None]) -> dict[str, Any]:
     return found
 
 
-def add_dapo() -> None:
-    """Register a row "dapo" where the table has none."""
-    if "dapo" not in ALGORITHMS:
-        register(
-            Algorithm(
-                "dapo",
-                estimators.group_standardised,
-                losses.clipped_ratio,
-                losses.per_token,
-                "k3_in_loss",
-                "Yu et al. 2025, arXiv 2503.14476",
-                options={"epsilon": 0.2, "epsilon_high": 0.28},
-                uses_groups=True,
-                deviations="neither dynamic sampling nor the penalty for long completions",
-            )
-        )
-
-
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--work", type=Path, default=Path("runs/algorithms"), help="where the runs are")
@@ -267,7 +249,6 @@ def main() -> None:
     data = DOCS / "comparison.json"
     if not chosen.page_only:
         torch.set_num_threads(1)
-        add_dapo()
         found = benchmark(chosen.work, lambda line: print(line, flush=True))
         data.write_text(json.dumps(found, indent=1) + "\n")
     write_page(json.loads(data.read_text()), DOCS)

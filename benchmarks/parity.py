@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import statistics
 import tempfile
 import time
@@ -58,8 +57,8 @@ def main() -> None:
     learner = Learner(policy, algorithm, learning_rate=1e-9, micro_batch_tokens=config.learner.micro_batch_tokens)
     times: dict[bool, list[float]] = {True: [], False: []}
     mismatch: dict[bool, float] = {True: 0.0, False: 0.0}
-    folder = Path(tempfile.mkdtemp(prefix="logpi-bench-", dir="."))
-    try:
+    with tempfile.TemporaryDirectory(prefix="logpi-bench-") as name:
+        folder = Path(name)
         with RunFolder.open(folder / "run", config.plain()) as record:
             trainer = Trainer(config, experience, algorithm, learner, record, Silent())
             for number in range(2 * (chosen.steps + 1)):
@@ -72,8 +71,6 @@ def main() -> None:
                 if number > 1:  # the first of each warms up
                     times[exact].append(time.perf_counter() - start)
                 mismatch[exact] = max(mismatch[exact], metrics["mismatch/max"])
-    finally:
-        shutil.rmtree(folder)
     rows = {}
     for exact, name in ((True, "logpi's, to the last bit"), (False, "fused attention, log_softmax")):
         rows[name] = [statistics.median(times[exact]), min(times[exact]), max(times[exact]), mismatch[exact]]

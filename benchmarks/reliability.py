@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import statistics
 import tempfile
 import time
@@ -41,8 +40,8 @@ def main() -> None:
     experience, policy, algorithm = api.build(config)
     learner = Learner(policy, algorithm, learning_rate=config.learner.learning_rate,
                       micro_batch_tokens=config.learner.micro_batch_tokens)  # fmt: skip
-    folder = Path(tempfile.mkdtemp(prefix="logpi-bench-", dir="."))
-    try:
+    with tempfile.TemporaryDirectory(prefix="logpi-bench-") as name:
+        folder = Path(name)
         with RunFolder.open(folder / "run", config.plain()) as record:
             trainer = Trainer(config, experience, algorithm, learner, record, Silent())
             journal = trainer.journal
@@ -67,8 +66,6 @@ def main() -> None:
                 trainer.save()
                 saves.append(time.perf_counter() - start)
                 trainer.steps_done += 1
-    finally:
-        shutil.rmtree(folder)
     rows = {}
     timed = {"step with journal and rows": with_it, "step without": without}
     timed |= {"journal and rows alone": keeping, "one checkpoint": saves}

@@ -30,6 +30,20 @@ def only_the_table():
     build._LOADED.clear()
 
 
+@pytest.fixture
+def call(capsys):
+    """Return a function that runs `logpi WORDS` and gives exit code, stdout and stderr."""
+    from logpi import cli
+
+    def call(*words):
+        with pytest.raises(SystemExit) as exit:
+            cli.main(words)
+        out, err = capsys.readouterr()
+        return exit.value.code, out, err
+
+    return call
+
+
 @pytest.fixture(scope="session")
 def smollm2():
     """Return a function from a dtype's name to the policy of smollm2-q4; skips where its wheel is not installed."""

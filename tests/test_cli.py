@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import pytest
 
 import logpi
-from logpi import cli
 from logpi.config import make_config, merge
 from logpi.errors import InputError, NonFiniteError, StorageError, did_you_mean
 
@@ -63,17 +62,6 @@ def api(monkeypatch):
     monkeypatch.setitem(sys.modules, "logpi.api", api)
     monkeypatch.setattr(logpi, "api", api, raising=False)
     return api
-
-
-@pytest.fixture
-def call(capsys):
-    def call(*words):
-        with pytest.raises(SystemExit) as exit:
-            cli.main(words)
-        out, err = capsys.readouterr()
-        return exit.value.code, out, err
-
-    return call
 
 
 @pytest.mark.parametrize(

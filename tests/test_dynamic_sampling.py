@@ -5,17 +5,26 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from dataclasses import replace
+from itertools import combinations_with_replacement
+from types import SimpleNamespace
 
 import pytest
+import torch
 from models import write
 
 from logpi import api
+from logpi.algorithms import get_algorithm
+from logpi.credit import assign_credit
 from logpi.errors import InputError
+from logpi.exact import TabularPolicy, tabular
 from logpi.experience import TaskExperience
+from logpi.learner import Learner
 from logpi.policies.loading import load_causal_lm
 from logpi.tasks.base import Problem, Task
 from logpi.tasks.rewarding import as_reward
-from logpi.trainer import Trainer
+from logpi.trainer import Trainer, informative_groups
+from logpi.trajectory import make_batch
 
 PROMPTS = [{"prompt": f"{n}+{n % 5}="} for n in range(40)]
 
@@ -73,6 +82,11 @@ def test_spare_prompts_take_the_place_of_groups_that_say_nothing(tiny, tmp_path,
         assert len(set(uids)) == len(uids) and 3 <= len(uids) <= 8
         assert len(groups) == 3 or len(uids) == 8  # it stops when there are enough, or when none is left
     assert max(asked.values()) > 3  # some were needed
+    for row in rows(tmp_path / "run", "metrics.jsonl"):  # what was sampled and scored counts, whether it trains or not
+        own = [r["reward"] for r in rows(tmp_path / "run", "samples.jsonl") if r["step"] == row["step"]]
+        assert row["reward"] == pytest.approx(sum(own) / len(own)) and "completions/unscored_ratio" not in row
+        equal = sum(len(set(own[i : i + 4])) == 1 for i in range(0, len(own), 4))
+        assert row["frac_reward_zero_std"] == pytest.approx(equal / (len(own) / 4))
     assert summary["ledger"]["as_planned"] and summary["ledger"]["prompts"] == asked.total()
 
 
@@ -82,8 +96,16 @@ def test_without_spare_prompts_such_groups_stay_and_count(tiny, tmp_path):
     assert summary["ledger"]["prompts"] == 12 and max(row["frac_reward_zero_std"] for row in metrics) > 0
 
 
-def test_a_killed_run_with_spare_prompts_ends_as_if_it_had_not_been(tiny, tmp_path, monkeypatch):
-    options = dict(scored_by=seldom, rollout={"num_spare_prompts": 5}, algorithm="reinforce_moving")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"scored_by": seldom, "rollout": {"num_spare_prompts": 5}},
+        {"algorithm": "reinforce_moving"},
+        {"algorithm": "remax"},
+    ],
+    ids=["spare prompts", "moving baseline", "remax"],
+)
+def test_a_killed_run_ends_as_if_it_had_not_been(tiny, tmp_path, monkeypatch, options):
     start(tiny, tmp_path / "whole", **options)
     real, calls = Trainer.step, []
 
@@ -100,6 +122,41 @@ def test_a_killed_run_with_spare_prompts_ends_as_if_it_had_not_been(tiny, tmp_pa
     start(tiny, tmp_path / "run", **options)
     for name in ("metrics.jsonl", "samples.jsonl", "final/model.safetensors"):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_its_gradient_is_the_exact_one_up_to_a_constant(monkeypatch):
+    """One wanted group and one spare, every pair counted: (2 − P)·∇J, P the chance that a group's rewards differ."""
+    row, policy = get_algorithm("rloo"), TabularPolicy()
+    learner = Learner(policy, row, learning_rate=1.0)
+    chance = tabular.probabilities(policy).detach()
+    groups = []  # (probability, trajectories, gradient)
+    for x in range(2):
+        for i, j in combinations_with_replacement(range(15), 2):
+            p = float(chance[x, i] * chance[x, j]) * (1 if i == j else 2) / 2
+            members = [tabular.trajectory(policy, "binary", x, k, 0, s) for s, k in enumerate((i, j))]
+            groups.append((p, members, x))
+
+    def gradient(trajectories):
+        batch = assign_credit(row, learner.annotate(make_batch(trajectories), several_updates=False))
+        learner.backward(replace(batch, token_weights=row.token_weights(batch.mask)))
+        return torch.zeros_like(policy.logits) if policy.logits.grad is None else -policy.logits.grad
+
+    alone = [gradient(members) for _, members, _ in groups]
+    trainer = SimpleNamespace(steps_done=0, config=SimpleNamespace(rollout=SimpleNamespace(num_spare_prompts=1)))
+    mean, informative = torch.zeros_like(policy.logits), 0.0
+    for (p, first, _), of_first in zip(groups, alone, strict=True):
+        if informative_groups(first):  # enough: no spare prompt is sampled
+            informative += p
+            mean += p * of_first
+            continue
+        for (q, second, _), of_second in zip(groups, alone, strict=True):
+            both = first + [replace(t, group=1) for t in second]
+            trained = Trainer.trainable(trainer, both)
+            assert [t.group for t in trained] == ([1, 1] if informative_groups(second) else [0, 0, 1, 1])
+            mean += p * q * (of_second if len(trained) == 2 else torch.zeros_like(mean))
+    exact = tabular.exact_gradient(policy, "binary")
+    assert 0.1 < informative < 0.9
+    assert float((mean.flatten() - (2 - informative) * exact).norm()) <= 1e-12 * float(exact.norm())
 
 
 # --- lengths ---------------------------------------------------------------------------------------------------------
@@ -143,7 +200,8 @@ def test_remax_compares_with_the_likeliest_completion(tiny, tmp_path, monkeypatc
     summary = start(tiny, tmp_path / "run", algorithm="remax", steps=1, rollout={"num_generations": 1})
     likeliest = {t.group: t for t in batches[0] if t.is_baseline}
     sampled = [t for t in batches[0] if not t.is_baseline]
-    assert len(likeliest) == len(sampled) == 3 and summary["ledger"]["completions"] == 3
+    assert len(likeliest) == len(sampled) == 3
+    assert summary["ledger"]["completions"] == 3 and summary["ledger"]["as_planned"]
     task = Task("own", [Problem(t.prompt_uid, PROMPTS[t.prompt_uid]["prompt"]) for t in sampled], [Problem(99, "1=")],
                 [as_reward(varied)])  # fmt: skip
     policy = load_causal_lm(tiny, dtype="float32")
@@ -154,6 +212,18 @@ def test_remax_compares_with_the_likeliest_completion(tiny, tmp_path, monkeypatc
     row = rows(tmp_path / "run", "metrics.jsonl")[0]
     assert row["reward"] == pytest.approx(sum(float(t.rewards.sum()) for t in sampled) / 3)
     assert math.isfinite(row["loss"]) and row["grad_norm"] > 0
+
+
+def test_a_group_whose_likeliest_completion_has_no_reward_is_left_out(tiny):
+    made = api.build(api.make_config({
+        "task": {"name": "custom", "data": PROMPTS, "rewards": varied}, "policy": {"model": tiny},
+        "rollout": {"max_completion_length": 10, "num_prompts": 2, "num_generations": 3},
+        "algorithm": {"name": "remax"},
+    }))[0]  # fmt: skip
+    sampled = made.sample(0, 0, range(2))
+    broken = [replace(t, failure="logits not finite") if t.is_baseline and t.group == 0 else t for t in sampled]
+    found = made.reward(broken)
+    assert all((t.rewards is None) == (t.group == 0) for t in found) and {t.group for t in found} == {0, 1}
 
 
 def test_a_moving_baseline_is_used_before_it_follows(tiny, tmp_path, monkeypatch):
@@ -174,6 +244,7 @@ def test_a_moving_baseline_is_used_before_it_follows(tiny, tmp_path, monkeypatch
     [
         ({"reward": {"overlong_tokens": 99}}, "overlong_tokens=99 is over rollout.max_completion_length=10"),
         ({"algorithm": {"name": "rloo", "kl": "k1_in_los"}}, "algorithm.kl = 'k1_in_los'"),
+        ({"algorithm": "reinforce", "rollout": {"num_spare_prompts": 1}}, 'algorithm "reinforce" does not compare'),
     ],
 )
 def test_what_cannot_be_is_said(tiny, tmp_path, changes, message):

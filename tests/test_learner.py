@@ -147,6 +147,28 @@ def test_old_log_probs_are_fixed_before_the_first_update_and_carry_no_gradient()
     assert second.log_ratio_max > 0 and second.clip_fraction > 0
 
 
+@pytest.mark.parametrize("row", ["rloo", "grpo", "dapo", "gspo", "cispo"])
+def test_the_clip_fraction_is_the_share_of_actions_whose_gradient_is_cut(row):
+    """Where an advantage pushes a ratio further out of its band: token by token, or for GSPO whole sequences; cispo
+    bounds a weight and cuts no gradient."""
+    tiny = tiny_policy("gpt2", torch.float32, ROWS["rloo"])
+    algorithm = get_algorithm(row)
+    learner = Learner(tiny, algorithm, learning_rate=1e-9, micro_batch_tokens=100)
+    batch = minibatch(learner, sample(tiny, LENGTHS), several_updates=True)
+    draws = torch.Generator().manual_seed(1)
+    moved = 0.3 * torch.randn(batch.mask.shape, generator=draws) * batch.mask
+    found = learner.backward(replace(batch, old_log_probs=batch.old_log_probs - moved)).clip_fraction
+    options = algorithm.resolved_options()
+    if row == "cispo":
+        assert found == 0.0
+        return
+    ratio = moved if row != "gspo" else (moved.sum(1, keepdim=True) / batch.mask.sum(1, keepdim=True)).expand_as(moved)
+    low, high = options["epsilon"], options["epsilon_high"] or options["epsilon"]
+    cut = ((ratio.exp() > 1 + high) & (batch.advantages > 0)) | ((ratio.exp() < 1 - low) & (batch.advantages < 0))
+    trained = batch.mask & (batch.advantages != 0).any(1, keepdim=True)
+    assert 0.05 < found < 0.95 and found == pytest.approx(float((cut & trained).sum() / trained.sum()), abs=1e-6)
+
+
 def test_minibatches_keep_groups_whole_and_count_each_row_once():
     batch = make_batch(sample(policy("gpt2"), [3, 5, 4, 6], 3))
     batch = replace(batch, advantages=torch.arange(12.0)[:, None].expand_as(batch.mask))

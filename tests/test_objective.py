@@ -6,7 +6,7 @@ import models
 import pytest
 
 import logpi
-from logpi import api, cli
+from logpi import api
 from logpi.algorithms import ALGORITHMS
 from logpi.errors import InputError
 from logpi.recipe_diff import recipe_diff
@@ -57,17 +57,6 @@ def test_a_run_and_a_dry_run_say_the_same(tmp_path):
     recorded, said = json.loads((tmp_path / "run" / "run.json").read_text()), api.dry_run(config)
     for key in ("objective", "objective_details"):
         assert recorded[key] == said[key]
-
-
-@pytest.fixture
-def call(capsys):
-    def call(*words):
-        with pytest.raises(SystemExit) as exit:
-            cli.main(words)
-        out, err = capsys.readouterr()
-        return exit.value.code, out, err
-
-    return call
 
 
 def test_a_difference_is_a_line(call, tmp_path):

@@ -180,6 +180,10 @@ def test_a_graded_reward_of_svamp_does_not_divide_by_nothing():
     row = {"Body": "Bo has 0 cars and 3 bikes", "Question": "How many wheels?", "Answer": 6}
     task = make_task("svamp", data=[row, row | {"Body": "Bo has 3 cars and 0 bikes"}], heldout=1, reward="graded")
     assert metrics_of(task, task.train[0], "0")[0] == 0.2  # 0 · 3, 0 / 3
+    row = {"Body": "A hall has 12 seats in 4 rows", "Question": "How many are free?", "Answer": 9}
+    task = make_task("svamp", data=[row, row | {"Body": "5 seats"}], heldout=1, reward="graded")
+    problem = next(p for p in [*task.train, *task.heldout] if p.columns["numbers"] == ["12", "4"])
+    assert [metrics_of(task, problem, text)[0] for text in ("3", "4", "9")] == [0.2, 0, 1]  # 12 / 4
 
 
 def test_svamp_rows_become_tidy_prompts_with_numeric_answers(data):

@@ -25,6 +25,11 @@ def algorithm_of(config: Config) -> Any:
     row = row.with_options(**chosen.model_dump(include=ROW_OPTIONS), **chosen.options)
     if problem := config.cut_problem(row.beta):  # a row of one's own may have a beta of its own
         raise InputError(problem)
+    if config.rollout.num_spare_prompts and not row.uses_groups:
+        raise InputError(
+            f'rollout.num_spare_prompts: algorithm "{row.name}" does not compare completions of one prompt, so '
+            "groups of equal rewards have a gradient, and leaving them out loses it; set it to 0, or take rloo or dapo"
+        )
     return replace(row, kl=chosen.kl or row.kl, **chosen.terms())
 
 

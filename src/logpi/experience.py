@@ -168,12 +168,18 @@ class TaskExperience:
         on_failure = self.options.on_failure
         scores = score(self.task.rewards, prompts, completions, ids, columns_of(problems), on_failure=on_failure)
         totals, failures = self._of_lengths(sound, scores.total), scores.failures
-        left = zip(sound, totals, strict=True)
-        known = Counter(t.group for t, total in left if total is not None and not t.is_baseline)
+        known = [t for t, total in zip(sound, totals, strict=True) if total is not None]
+        num_known = Counter(t.group for t in known if not t.is_baseline)
+        compared = {t.group for t in known if t.is_baseline}
+
+        def is_alone(t: Trajectory) -> bool:
+            """Whether nothing is left in its group to compare it with."""
+            return num_known[t.group] == 1 < self.num_generations or (self.greedy_baseline and t.group not in compared)
+
         rewarded = iter(
             replace(
                 t,
-                rewards=None if total is None or known[t.group] == 1 < self.num_generations else _at_the_end(total, t),
+                rewards=None if total is None or is_alone(t) else _at_the_end(total, t),
                 rewards_by_name={name: values[i] for name, values in scores.by_name.items()},
                 failure=failures.get(i, "truncated" if scored is not None else "no reward applies")
                 if total is None

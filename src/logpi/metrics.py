@@ -23,9 +23,12 @@ def reward_spread(totals: Tensor, group: Tensor) -> tuple[float, float]:
 
 
 def step_metrics(trajectories: Sequence[Trajectory], batch: Batch, updates: Sequence[Update]) -> dict[str, Any]:
-    """Return the step's metrics: of all trajectories, of the scored ones in the batch, of the optimiser's updates."""
+    """Return the step's metrics: of all trajectories, of the scored ones, of the optimiser's updates. Groups of equal
+    rewards that spare prompts replaced are sampled and scored: they count, though the batch does not have them."""
     trajectories = [t for t in trajectories if not t.is_baseline]
-    std, zero_std = reward_spread(batch.rewards.sum(1), batch.group)
+    scored = [(t.rewards.sum(), t.group) for t in trajectories if t.rewards is not None]
+    totals = torch.stack([total for total, _ in scored])
+    std, zero_std = reward_spread(totals, torch.tensor([group for _, group in scored]))
     lengths = [len(t) for t in trajectories]
     gradients = [u.gradient for u in updates]
 
@@ -34,7 +37,7 @@ def step_metrics(trajectories: Sequence[Trajectory], batch: Batch, updates: Sequ
         return sum(values) / len(values)
 
     metrics: dict[str, Any] = {
-        "reward": float(batch.rewards.sum(1).mean()),
+        "reward": float(totals.mean()),
         "reward_std": std,
         "frac_reward_zero_std": zero_std,
         "entropy": float(torch.cat([t.entropies for t in trajectories]).nanmean()),
@@ -49,8 +52,8 @@ def step_metrics(trajectories: Sequence[Trajectory], batch: Batch, updates: Sequ
         "mismatch/mean": gradients[0].log_ratio_mean,
         "clip_ratio/region_mean": mean(g.clip_fraction for g in gradients),
     }
-    if len(batch) < len(trajectories):
-        metrics["completions/unscored_ratio"] = 1 - len(batch) / len(trajectories)
+    if len(scored) < len(trajectories):
+        metrics["completions/unscored_ratio"] = 1 - len(scored) / len(trajectories)
     if skipped := [u.skipped for u in updates if u.skipped]:
         metrics |= {"skipped_updates": len(skipped), "skipped_because": skipped[0]}
     if batch.reference_log_probs is not None:

@@ -40,19 +40,9 @@ from polgrad.verify.goldens import golden_cases  # noqa: E402
 
 SHAPES = ((4, 8), (2, 12), (6, 5))
 BUDGET = 12
-DAPO = ALGORITHMS.get("dapo") or Algorithm(
-    "dapo",
-    estimators.group_standardised,
-    losses.clipped_ratio,
-    losses.per_token,
-    "k3_in_loss",
-    "Yu et al. 2025, arXiv 2503.14476",
-    {"epsilon": 0.2, "epsilon_high": 0.28},
-    uses_groups=True,
-)
 ROWS = {
     "grpo": ALGORITHMS["grpo"],
-    "dapo": DAPO,
+    "dapo": ALGORITHMS["dapo"],
     "dr_grpo": ALGORITHMS["dr_grpo"].with_options(budget=float(BUDGET)),
     "gspo": ALGORITHMS["gspo"],
     "cispo": ALGORITHMS["cispo"].with_options(epsilon_high=1.2),

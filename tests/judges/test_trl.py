@@ -31,7 +31,7 @@ import torch
 from models import minibatch, relative_error
 from torch import Tensor, nn
 
-from logpi import estimators, losses
+from logpi import losses
 from logpi.algorithms import ALGORITHMS, Algorithm
 from logpi.batching import micro_batches
 from logpi.learner import Learner
@@ -49,19 +49,9 @@ POLICY, REFERENCE = 1, 2  # seeds of how far they moved from the weights that sa
 SMALL, LARGE = 0.02, 0.03  # by how much: parts of each matrix's standard deviation
 REWARDS = [0.3, -1.2, 2.5, 0.7, 1.1, 0.0, -0.4, 0.25, 3.0, 1.75, -2.0, 0.6]
 
-DAPO = ALGORITHMS.get("dapo") or Algorithm(
-    "dapo",
-    estimators.group_standardised,
-    losses.clipped_ratio,
-    losses.per_token,
-    "k3_in_loss",
-    "Yu et al. 2025, arXiv 2503.14476",
-    {"epsilon": 0.2, "epsilon_high": 0.28},
-    uses_groups=True,
-)
 ROWS = {
     "grpo": ALGORITHMS["grpo"],
-    "dapo": DAPO,
+    "dapo": ALGORITHMS["dapo"],
     "dr_grpo": ALGORITHMS["dr_grpo"].with_options(budget=float(BUDGET)),
     "rloo": ALGORITHMS["rloo"],
 }

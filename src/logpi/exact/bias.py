@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import combinations_with_replacement
@@ -102,17 +103,28 @@ def verdict(found: list[Measured]) -> str:
 def prove(algorithms: list[Algorithm], language: bool = False) -> Iterator[dict[str, Any]]:
     """Yield a row for each algorithm and set-up: name, rewards, class and what was measured. The class is of the
     algorithm: what holds in every set-up that it is meant for (a value function's: that its values are wrong)."""
-    torch.set_num_threads(1)  # the tensors are small: a second thread costs more than it does
     for algorithm in algorithms:
         settings = [("binary", "wrong"), ("real", "wrong"), ("real", "exact")][: 3 if algorithm.uses_values else 2]
         settings = settings[:2] if language else settings  # the head of a language model is what it is
-        found = [measure(algorithm, kind, values=values, language=language) for kind, values in settings]
+        with _one_thread():
+            found = [measure(algorithm, kind, values=values, language=language) for kind, values in settings]
         name = verdict(found[:2])
         for (kind, values), measured in zip(settings, found, strict=True):
             values = "zero" if language else values
             shown = f"{kind}, {values} V" if algorithm.uses_values else kind
             row = {"name": algorithm.name, "rewards": shown, "group_size": GROUP_SIZE, "class": name}
             yield row | asdict(measured)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute on one thread: the tensors are so small that a second one costs more than it does."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @cache
@@ -150,20 +162,18 @@ def _batches(kind: str, group_size: int, policy: Countable, greedy: bool) -> lis
 def _weighed(learner: Learner, algorithm: Algorithm, batch: Batch, chances: Tensor) -> Batch:
     """Fill in advantages and token weights, each group on its own, times the group's probability."""
     batch = learner.annotate(batch, several_updates=False)
-    parts = list(_groups(batch)) if algorithm.uses_batch else []
-    if parts:
-        credited = [assign_credit(algorithm, batch.select(rows)).advantages for rows in parts]
+    credited = assign_credit(algorithm, batch)
+    if algorithm.uses_batch:
         advantages = torch.zeros_like(batch.rewards)
-        for rows, found in zip(parts, credited, strict=True):
+        for rows in _groups(batch):
+            found = assign_credit(algorithm, batch.select(rows)).advantages
             assert found is not None
             advantages[rows, : found.shape[1]] = found
-        batch = replace(batch, advantages=advantages, value_targets=batch.values)
-    else:
-        batch = assign_credit(algorithm, batch)
+        credited = replace(credited, advantages=advantages)
     weights = torch.zeros_like(batch.rewards)
     for rows, chance in zip(_groups(batch), chances, strict=True):
         weights[rows] = algorithm.token_weights(batch.mask[rows]) * chance
-    return replace(batch, token_weights=weights)
+    return replace(credited, token_weights=weights)
 
 
 def _groups(batch: Batch) -> Iterator[Tensor]:
