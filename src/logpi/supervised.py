@@ -162,8 +162,9 @@ class Demonstrations:
             part = batch.select(rows)
             log_probs = self.policy.evaluate(part.actions, part.mask, part.truncated, part.inputs).log_probs
             surprisals[rows] = -sum_over_time(log_probs.double(), part.mask)
-        loss = float(surprisals.sum() / batch.lengths.sum())
-        deviations = (surprisals - loss * batch.lengths) / batch.lengths.double().mean()
+        num_tokens = batch.lengths.double()
+        loss = float(surprisals.sum() / num_tokens.sum())
+        deviations = (surprisals - loss * num_tokens) / num_tokens.mean()
         return estimate((loss + deviations).tolist())
 
     def before_and_after(self, record: Any) -> list[dict[str, Any]]:
