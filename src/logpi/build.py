@@ -97,9 +97,9 @@ def transform_of(config: Config) -> Any:
 
 def build(config: Config, task: Any = None, *, weights_from: Path | None = None) -> tuple[Any, Any, Any]:
     """Return (experience, policy, algorithm). The task is built, and so checked, before any weights load."""
-    from logpi.experience import EnvironmentExperience, TaskExperience
+    from logpi.experience import EnvironmentExperience
 
-    algorithm, rollout = algorithm_of(config), config.rollout
+    algorithm = algorithm_of(config)
     if config.environment is not None:
         from logpi.policies.mlp import MLP
 
@@ -109,7 +109,7 @@ def build(config: Config, task: Any = None, *, weights_from: Path | None = None)
             policy,
             environment,
             seed=config.seed,
-            num_generations=rollout.num_generations,
+            num_generations=config.rollout.num_generations,
             num_eval_episodes=config.evaluation.num_episodes,
         )
         return experience, policy, algorithm
@@ -123,9 +123,19 @@ def build(config: Config, task: Any = None, *, weights_from: Path | None = None)
         value_head=algorithm.uses_values,
         seed=config.seed,
     )
-    if config.pretrain is not None:
-        return _demonstrations(config, policy, task, scoring=None), policy, algorithm
-    experience = TaskExperience(
+    scored = config.demonstrated is None or bool(task.metrics and task.heldout)
+    asked = _asked(config, task, policy, algorithm, partial(load, str(options.model))) if scored else None
+    if config.demonstrated is not None:
+        return _demonstrations(config, policy, task, scoring=asked), policy, algorithm
+    return asked, policy, algorithm
+
+
+def _asked(config: Config, task: Any, policy: Any, algorithm: Any, start_policy: Any) -> Any:
+    """Return the experience of a task whose prompts the policy completes."""
+    from logpi.experience import TaskExperience
+
+    rollout = config.rollout
+    return TaskExperience(
         policy,
         task,
         seed=config.seed,
@@ -136,12 +146,8 @@ def build(config: Config, task: Any = None, *, weights_from: Path | None = None)
         reward=config.reward,
         num_spare_prompts=rollout.num_spare_prompts,
         greedy_baseline=algorithm.baseline == "greedy",
-        start_policy=partial(load, str(options.model)),
+        start_policy=start_policy,
     )
-    if config.sft is not None:
-        scoring = experience if task.metrics and task.heldout else None
-        return _demonstrations(config, policy, task, scoring), policy, algorithm
-    return experience, policy, algorithm
 
 
 def _demonstrations(config: Config, policy: Any, task: Any, scoring: Any) -> Any:
