@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from models import distribution
 from torch.nn import functional as F
 
 from logpi.policies import token_log_probs as module
@@ -12,7 +13,6 @@ from logpi.policies.token_log_probs import (
     PLAIN,
     ROW_MULTIPLE,
     Transform,
-    distribution,
     pad_rows,
     token_log_probs,
 )
@@ -116,13 +116,11 @@ def test_against_torchs_linear_cross_entropy(rows):
 
 
 def test_rows_times_vocabulary_is_never_held_at_once(monkeypatch):
-    sizes, plain = [], module.action_logits
-    monkeypatch.setattr(
-        module, "action_logits", lambda hidden, *rest: sizes.append(len(hidden)) or plain(hidden, *rest)
-    )
+    sizes, plain = [], module.next_logits
+    monkeypatch.setattr(module, "next_logits", lambda hidden, *rest: sizes.append(len(hidden)) or plain(hidden, *rest))
     *inputs, actions, slopes = problem(2 * CHUNK_ROWS + 3)
     torch.autograd.grad(token_log_probs(*inputs, actions, PLAIN, torch.float32)[0], inputs, slopes)
-    assert sizes == [CHUNK_ROWS, CHUNK_ROWS, ROW_MULTIPLE] * 2  # forward, then backward
+    assert sizes == [CHUNK_ROWS, CHUNK_ROWS, 3] * 2  # forward, then backward
 
 
 def test_no_rows_and_extreme_logits():

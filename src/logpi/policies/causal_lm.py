@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from logpi.device import products_in
 from logpi.policies.attention import KEY_MULTIPLE, KeyValues, SharedPrompt, round_up
 from logpi.policies.base import PolicyOutput, scatter
-from logpi.policies.token_log_probs import PLAIN, ROW_MULTIPLE, Transform, distribution, token_log_probs
+from logpi.policies.fused import FusedTrunk, Product
+from logpi.policies.token_log_probs import PLAIN, ROW_MULTIPLE, Transform, pad_rows, token_log_probs
 from logpi.trajectory import pad
 
 
@@ -55,8 +56,11 @@ class CausalLM:
         if self.value_head is not None:
             nn.init.zeros_(self.value_head.weight)
             nn.init.zeros_(self.value_head.bias)
+        self.fused: FusedTrunk | None = None
         self._own_weights()
+        self.head = Product(self.sampler.get_output_embeddings())
         self.weights_changed()
+        self.fused = FusedTrunk.of(self)
 
     # --- the network -------------------------------------------------------------------------------------------
 
@@ -69,6 +73,8 @@ class CausalLM:
         self, network: Any, tokens: Tensor, positions: Tensor, attend: Tensor, cache: KeyValues
     ) -> Tensor:
         """Run the trunk: tokens, positions [rows, time], attend [rows or 1, 1, time, keys] -> [rows, time, width]."""
+        if self.fused is not None and network is self.sampler:
+            return self.fused(tokens, positions, attend, cache)
         with products_in(self.dtype):
             return network.base_model(
                 input_ids=tokens,
@@ -91,10 +97,9 @@ class CausalLM:
         )
         return hidden[torch.arange(len(prompts)), lengths - 1], cache
 
-    def next_token_log_probs(self, hidden: Tensor, transform: Transform) -> Tensor:
-        """Return log π(· | state) over the vocabulary for sampling, hidden [rows, width] -> [rows, vocabulary]."""
-        head = self.sampler.get_output_embeddings()
-        return distribution(hidden, head.weight, head.bias, transform)
+    def next_token_logits(self, hidden: Tensor) -> Tensor:
+        """Return the logits of the next token for sampling, hidden [rows, width] -> [rows, vocabulary]."""
+        return self.head(pad_rows(hidden))[: len(hidden)]
 
     # --- what the learner asks ---------------------------------------------------------------------------------
 
@@ -142,7 +147,7 @@ class CausalLM:
             copied.module, copied.is_lora = _base_network(self), False
         else:
             copied.module = copy.deepcopy(self.module).requires_grad_(False)
-        copied.sampler = copied.module
+        copied.sampler, copied.fused = copied.module, None
         copied._owned = []
         return copied
 
@@ -177,6 +182,9 @@ class CausalLM:
             for name, parameter in base.named_parameters(recurse=False):
                 adapted = name == "weight" and is_adapted(source)
                 getattr(layer, name).copy_(merged_weight(source) if adapted else parameter)
+        self.head.refresh()
+        if self.fused is not None:
+            self.fused.refresh()
 
 
 def _distinct(inputs: tuple[Tensor, ...]) -> tuple[list[Tensor], Tensor]:

@@ -48,7 +48,7 @@ def collect(
     running = np.ones(num_episodes, dtype=bool)
     while running.any() and len(actions) < limit:
         log_probs.append(policy.action_log_probs(pad_rows(torch.from_numpy(observed)))[:num_episodes])
-        actions.append(log_probs[-1].argmax(-1) if deterministic else draw(log_probs[-1], next(numbers)))
+        actions.append(log_probs[-1].argmax(-1) if deterministic else draw(log_probs[-1].exp(), next(numbers)))
         observed, reward, has_terminated, was_truncated = environment.step(actions[-1].numpy())
         observations.append(observed)
         rewards.append(reward)
