@@ -54,8 +54,8 @@ class Product:
             return
         weight = torch.cat([layer.weight.detach() for layer in self.layers])
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, _PACKED_ROWS)
-        biases = [layer.bias for layer in self.layers]
-        self.bias = None if biases[0] is None else torch.cat(biases)
+        biases = [layer.bias for layer in self.layers if layer.bias is not None]
+        self.bias = torch.cat([bias.detach() for bias in biases]) if biases else None
 
     @property
     def shape(self) -> tuple[int, int]:
