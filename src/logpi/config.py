@@ -122,10 +122,11 @@ class AlgorithmConfig(Section):
         Literal[
             "k1_in_reward", "k2_in_reward", "k3_in_reward",
             "k1_in_loss", "k2_in_loss", "k3_in_loss", "k2_of_sequence_in_loss",
+            "exact_in_loss", "exact_in_reward_and_loss",
         ]
         | None
     ) = None  # fmt: skip
-    """Which estimate of it, and where; None: the row's."""
+    """Which estimate of it, and where; None: the row's. exact: of the whole distribution in each state, no estimate."""
     entropy_coef: float = Field(default=0.0, ge=0)
     """Of each action's entropy, in the loss: partial, it ignores which states the actions lead to."""
     entropy_in_reward: float = Field(default=0.0, ge=0)

@@ -61,6 +61,8 @@ class Batch:
     values: Tensor | None = None  # [batch, time], V before each action, detached
     final_values: Tensor | None = None  # [batch], V where a truncated trajectory stopped, 0 where it terminated
     reference_log_probs: Tensor | None = None  # [batch, time], frozen policy
+    reference_states: Tensor | None = None  # [batch, time, width], what its distributions are computed from
+    kl_exact: Tensor | None = None  # [batch, time], KL(π‖π_ref) before each action, detached
     advantages: Tensor | None = None  # [batch, time], detached
     value_targets: Tensor | None = None  # [batch, time], detached
     importance_weights: Tensor | None = None  # [batch, time], π/μ, detached; None: 1

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from logpi.device import products_in
 from logpi.policies.attention import KEY_MULTIPLE, KeyValues, SharedPrompt, round_up
-from logpi.policies.base import PolicyOutput, scatter
+from logpi.policies.base import PolicyOutput, Reference, scatter
 from logpi.policies.token_log_probs import PLAIN, ROW_MULTIPLE, Transform, distribution, token_log_probs
 from logpi.trajectory import pad
 
@@ -96,9 +96,21 @@ class CausalLM:
         head = self.sampler.get_output_embeddings()
         return distribution(hidden, head.weight, head.bias, transform)
 
+    def head(self) -> tuple[Tensor, Tensor | None]:
+        """Return weight [vocabulary, width] and bias of the layer that turns states into logits."""
+        layer = self.network.get_output_embeddings()
+        return layer.weight, layer.bias
+
     # --- what the learner asks ---------------------------------------------------------------------------------
 
-    def evaluate(self, actions: Tensor, mask: Tensor, truncated: Tensor, inputs: tuple[Any, ...]) -> PolicyOutput:
+    def evaluate(
+        self,
+        actions: Tensor,
+        mask: Tensor,
+        truncated: Tensor,
+        inputs: tuple[Any, ...],
+        reference: Reference | None = None,
+    ) -> PolicyOutput:
         """Score completions; `inputs` are the prompts' token ids, one tensor a row. A cut completion is an outcome of
         its own, scored as it is: its final value is 0."""
         prompts, prompt_of_row = _distinct(inputs)
@@ -115,10 +127,10 @@ class CausalLM:
             positions = positions.clamp(max=self.context_length - 1)  # padding only: real ones were checked
             hidden = self.hidden_states(self.network, tokens, positions, attend[:, None], shared)
             states = torch.cat([states, hidden[:, :num_inputs]], 1)
-        head = self.network.get_output_embeddings()
         states = states[mask]
-        log_probs, entropies = token_log_probs(
-            states, head.weight, head.bias, actions[mask], self.transform, self.dtype
+        against = None if reference is None else (reference.states[mask], *reference.policy.head())
+        log_probs, entropies, kl = token_log_probs(
+            states, *self.head(), actions[mask], self.transform, self.dtype, against
         )
         values = None if self.value_head is None else scatter(self.value_head(states)[:, 0].float(), mask)
         return PolicyOutput(
@@ -126,6 +138,8 @@ class CausalLM:
             scatter(entropies, mask),
             values,
             None if values is None else torch.zeros(len(actions)),
+            None if kl is None else scatter(kl, mask),
+            states,
         )
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:

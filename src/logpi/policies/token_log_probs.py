@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from logpi.policies.base import kl_exact
+
 ROW_MULTIPLE = 8
 CHUNK_ROWS = 128
 LOG_ZERO = -1e4  # its exponential is exactly 0, and so is 0 · log 0
@@ -130,33 +132,37 @@ def entropy(log_probs: Tensor) -> Tensor:
 
 
 class _TokenLogProbs(torch.autograd.Function):
-    """(log π(action), H(π)) of π = softmax((hidden Wᵀ + b) / T) over the tokens kept, recomputing each chunk's logits
-    in backward. What is kept counts as a constant: exact almost everywhere.
+    """(log π(action), H(π), KL(π‖π_ref)) of π = softmax((hidden Wᵀ + b) / T) over the tokens kept, recomputing each
+    chunk's logits in backward. What is kept counts as a constant: exact almost everywhere.
 
-    ∂ log π(a)/∂logit_v = (1{v = a} − p_v) / T,  ∂H/∂logit_v = −p_v (log p_v + H) / T.
+    ∂ log π(a)/∂logit_v = (1{v = a} − p_v) / T,  ∂H/∂logit_v = −p_v (log p_v + H) / T,
+    ∂KL/∂logit_v = p_v (log p_v − log q_v − KL) / T, q the reference's probabilities.
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, actions, transform, dtype):
+    def forward(ctx, hidden, weight, bias, actions, transform, dtype, reference):
         product_weight = weight.to(dtype)
         product_bias = None if bias is None else bias.to(dtype)
-        log_probs, entropies, lowest = [], [], []
-        for rows, chosen in zip(hidden.split(CHUNK_ROWS), actions.split(CHUNK_ROWS), strict=True):
-            all_log_probs, edge = log_policy(rows, product_weight, product_bias, transform, actions=chosen)
+        against = [] if reference is None else [reference[0], *(x if x is None else x.to(dtype) for x in reference[1:])]
+        log_probs, entropies, kl, lowest = [], [], [], []
+        for start in range(0, max(1, len(hidden)), CHUNK_ROWS):
+            rows = slice(start, start + CHUNK_ROWS)
+            chosen = actions[rows]
+            all_log_probs, edge = log_policy(hidden[rows], product_weight, product_bias, transform, actions=chosen)
             log_probs.append(all_log_probs.gather(1, chosen[:, None])[:, 0])
             entropies.append(entropy(all_log_probs))
             lowest += [] if edge is None else [edge]
-        out = torch.cat(log_probs), torch.cat(entropies)
-        ctx.save_for_backward(
-            hidden, product_weight, product_bias, actions, out[1], torch.cat(lowest) if lowest else None
-        )
+            kl += [kl_exact(all_log_probs, _log_reference(against, rows, transform))] if against else []
+        out = torch.cat(log_probs), torch.cat(entropies), torch.cat(kl) if kl else None
+        edges = torch.cat(lowest) if lowest else None
+        ctx.save_for_backward(hidden, product_weight, product_bias, actions, edges, *out[1:], *against)
         ctx.transform, ctx.has_bias = transform, bias is not None
         ctx.set_materialize_grads(False)  # an entropy that nobody asks the gradient of costs none
         return out
 
     @staticmethod
-    def backward(ctx, grad_log_probs, grad_entropies):
-        hidden, weight, bias, actions, entropies, lowest = ctx.saved_tensors
+    def backward(ctx, grad_log_probs, grad_entropies, grad_kl):
+        hidden, weight, bias, actions, lowest, entropies, kl, *against = ctx.saved_tensors
         want_hidden, want_weight, want_bias = ctx.needs_input_grad[:3]
         if grad_log_probs is None:
             grad_log_probs = torch.zeros_like(entropies)
@@ -170,12 +176,15 @@ class _TokenLogProbs(torch.autograd.Function):
             scale = (grad_log_probs[rows] / ctx.transform.temperature)[:, None]
             kept = None if lowest is None else lowest[rows]
             all_log_probs, _ = log_policy(hidden[rows], weight, bias, ctx.transform, lowest=kept)
-            if grad_entropies is None:
-                grad_logits = all_log_probs.exp_().mul_(-scale)
-            else:
+            slopes = -scale
+            if grad_entropies is not None:
                 entropy_scale = (grad_entropies[rows] / ctx.transform.temperature)[:, None]
-                slopes = all_log_probs.clamp(min=LOG_ZERO).add_(entropies[rows, None]).mul_(entropy_scale).add_(scale)
-                grad_logits = all_log_probs.exp_().mul_(slopes.neg_())
+                slopes = all_log_probs.clamp(min=LOG_ZERO).add_(entropies[rows, None]).mul_(-entropy_scale).add_(slopes)
+            if grad_kl is not None:
+                kl_scale = (grad_kl[rows] / ctx.transform.temperature)[:, None]
+                log_ratios = all_log_probs - _log_reference(against, rows, ctx.transform)
+                slopes = log_ratios.sub_(kl[rows, None]).mul_(kl_scale).add_(slopes)
+            grad_logits = all_log_probs.exp_().mul_(slopes)
             grad_logits.scatter_add_(1, actions[rows][:, None], scale.to(grad_logits.dtype))
             if grad_bias is not None:
                 grad_bias += grad_logits.sum(0)
@@ -184,15 +193,30 @@ class _TokenLogProbs(torch.autograd.Function):
                 grad_hidden[rows] = (grad_logits @ weight).to(hidden.dtype)
             if grad_weight is not None:
                 grad_weight += grad_logits.T @ hidden[rows].to(weight.dtype)
-        return grad_hidden, grad_weight, grad_bias, None, None, None
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None
+
+
+def _log_reference(against: list, rows: slice, transform: Transform) -> Tensor:
+    """Return log π_ref over the whole vocabulary for one chunk of its (hidden, weight, bias)."""
+    hidden, weight, bias = against
+    return log_policy(hidden[rows], weight, bias, transform)[0]
 
 
 def token_log_probs(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, actions: Tensor, transform: Transform, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Return (log π(action | hidden), entropy of π(· | hidden)), [rows] each, differentiable in hidden, weight, bias.
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    actions: Tensor,
+    transform: Transform,
+    dtype: torch.dtype,
+    reference: tuple[Tensor, Tensor, Tensor | None] | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return (log π(action | hidden), entropy of π(· | hidden), KL(π‖π_ref)), [rows] each, differentiable in hidden,
+    weight, bias.
 
     hidden [rows, width], weight [vocabulary, width], actions [rows]; `dtype` is the product's. The policy is the one
-    that `transform` makes of the logits, as in sampling.
+    that `transform` makes of the logits, as in sampling. `reference`: hidden, weight, bias of another network at the
+    same rows, under the same transform, taken as constants; the KL is None without it, and infinite or NaN where tokens
+    are cut.
     """
-    return _TokenLogProbs.apply(hidden, weight, bias, actions, transform, dtype)
+    return _TokenLogProbs.apply(hidden, weight, bias, actions, transform, dtype, reference)
