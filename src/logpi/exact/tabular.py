@@ -134,10 +134,15 @@ def likeliest(policy: Countable, prompt: int) -> int:
     return COMPLETIONS.index(completion)  # type: ignore[arg-type]
 
 
+def returns(kind: str) -> Tensor:
+    """Return R of every completion, [prompts, completions]."""
+    totals = [[sum(rewards(kind, x, i)) for i in range(len(COMPLETIONS))] for x in range(NUM_PROMPTS)]
+    return torch.tensor(totals, dtype=torch.float64)
+
+
 def mean_rewards(policy: Countable, kind: str) -> Tensor:
     """Return J of each prompt, Σ_y π(y|x) R(x, y), by summing over every completion, [prompts]."""
-    totals = [[sum(rewards(kind, x, i)) for i in range(len(COMPLETIONS))] for x in range(NUM_PROMPTS)]
-    return (probabilities(policy) * torch.tensor(totals, dtype=torch.float64)).sum(1)
+    return (probabilities(policy) * returns(kind)).sum(1)
 
 
 def exact_gradient(policy: Countable, kind: str) -> Tensor:
