@@ -22,6 +22,7 @@ from logpi.learner import Learner
 from logpi.losses import importance_weights
 from logpi.policies.base import Reference
 from logpi.policies.mlp import MLP
+from logpi.rollout.sampling import with_exploration
 from logpi.trajectory import make_batch
 
 REINFORCE = get_algorithm("reinforce")
@@ -87,6 +88,24 @@ def test_weights_are_detached_products_in_log_space():
 def test_decoupled_ppo_weighs_the_clipped_objective():
     """At π = π_old its gradient is w·A∇log π, w = π_old/μ: exact with sequence weights and RLOO's clipped surrogate."""
     assert corrected("sequence", row=replace(REINFORCE, surrogate=losses.clipped_ratio)).relative_error <= 1e-9
+
+
+def test_exploration_is_exact_with_weights_and_climbs_another_objective_without():
+    """Samples of (1 − ε)π + ε/|A|, whatever else is in the reward."""
+    explorer = TabularPolicy()
+    explorer.logits.data = with_exploration(explorer.log_probs().detach(), 0.3)
+    row = replace(REINFORCE, importance={"level": "sequence", "cap": None})
+    assert measure(row, "real", 1, sampler=explorer).relative_error <= 1e-9
+    assert measure(REINFORCE, "real", 1, sampler=explorer).relative_error > 0.1
+    target = tabular.exact_gradient(TabularPolicy(), "real") + BETA * gradient_of(sequence_entropy)
+    found = replace(row, entropy_in_reward=BETA)
+    assert measure(found, "real", 1, sampler=explorer, exact=target).relative_error <= 1e-9
+    reference = TabularPolicy(shift=-0.4)
+    target = tabular.exact_gradient(TabularPolicy(), "real") - BETA * gradient_of(
+        partial(sequence_kl, reference=reference)
+    )
+    found = replace(row, kl="k1_in_reward", beta=BETA)
+    assert measure(found, "real", 1, sampler=explorer, reference=reference, exact=target).relative_error <= 1e-9
 
 
 # --- KL -------------------------------------------------------------------------------------------------------------

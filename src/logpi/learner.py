@@ -29,7 +29,7 @@ class Gradient:
     loss: float
     num_trajectories: int
     num_trained: int  # of them, the ones whose gradient is not exactly zero
-    log_ratio_max: float  # max |log π − log π_behavior| over trained actions; 0.0 on the first update: same bits
+    log_ratio_max: float  # max |log π − log π when it sampled| over trained actions; 0.0 on the first update: same bits
     log_ratio_mean: float
     clip_fraction: float
     kl: float = 0.0
@@ -217,7 +217,7 @@ class Learner:
             per_token = per_token + self.value_coef * value_loss
             found["value_loss"] = float(masked_sum(value_loss.detach() * batch.token_weights, batch.mask))
         with torch.no_grad():
-            log_ratio = torch.where(batch.mask, out.log_probs - batch.behavior_log_probs, 0.0)
+            log_ratio = torch.where(batch.mask, out.log_probs - batch.policy_log_probs, 0.0)
             found["ratio_max"] = float(log_ratio.abs().max())
             found["ratio_sum"] = float(log_ratio.sum())
         found["clipped"] = 0.0 if batch.old_log_probs is None else self._num_clipped(out.log_probs.detach(), batch)

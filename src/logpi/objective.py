@@ -57,6 +57,7 @@ def objective_details(algorithm: Algorithm, config: Config) -> dict[str, Any]:
         "entropy": {"in_loss": algorithm.entropy_coef, "in_reward": algorithm.entropy_in_reward},
         "policy_transform": config.policy.model_dump(include=TRANSFORM) if language else None,
         "num_spare_prompts": config.rollout.num_spare_prompts,
+        "exploration_epsilon": config.rollout.exploration_epsilon,
         "overlong_tokens": config.reward.overlong_tokens,
         "truncated": config.reward.truncated if language else None,
         "max_completion_length": config.rollout.max_completion_length if language else None,

@@ -102,6 +102,7 @@ def loss_of(row: Algorithm) -> Any:
             truncated=count < 0,
             rewards=torch.zeros_like(logprobs),
             behavior_log_probs=old_logprobs,
+            policy_log_probs=old_logprobs,
             inputs=tuple(count[:, None]),
             advantages=advantages if advantages.ndim == 2 else advantages[:, None].expand_as(logprobs),
             old_log_probs=old_logprobs,
