@@ -112,7 +112,7 @@ def test_without_cuts_the_bits_are_those_of_the_plain_formula():
     total = shifted.exp().sum(-1, keepdim=True)
     plain = shifted - total.log()
     actions = torch.arange(CHUNK_ROWS) % 50
-    log_probs, entropies = token_log_probs(hidden, weight, bias, actions, Transform(0.7), torch.float32)
+    log_probs, entropies, _ = token_log_probs(hidden, weight, bias, actions, Transform(0.7), torch.float32)
     assert torch.equal(distribution(hidden, weight, bias, Transform(0.7)), plain)
     assert torch.equal(log_probs, plain.gather(1, actions[:, None])[:, 0])
     torch.testing.assert_close(entropies, -(plain.exp() * plain).sum(1), rtol=1e-6, atol=1e-6)
@@ -158,7 +158,7 @@ def test_gradients_are_those_of_the_definition_over_several_chunks(transform, dt
     inputs = problem(rows, dtype=dtype)
     actions = drawn(*inputs, transform)
     slopes = [torch.randn(rows, generator=torch.Generator().manual_seed(i), dtype=dtype) for i in (1, 2)]
-    found = torch.autograd.grad(token_log_probs(*inputs, actions, transform, dtype), inputs, slopes)
+    found = torch.autograd.grad(token_log_probs(*inputs, actions, transform, dtype)[:2], inputs, slopes)
     wide = [x.detach().double().requires_grad_() for x in inputs]
     logits = torch.nn.functional.linear(*wide)
     kept = distribution(*[x.detach() for x in inputs], transform) > -torch.inf
@@ -175,10 +175,10 @@ def test_an_entropy_that_is_not_asked_costs_no_backward_of_its_own(monkeypatch):
     seen = []
     real = _TokenLogProbs.backward
     monkeypatch.setattr(_TokenLogProbs, "backward", staticmethod(lambda ctx, *g: seen.append(g) or real(ctx, *g)))
-    log_probs, entropies = token_log_probs(*inputs, torch.zeros(20, dtype=torch.long), PLAIN, torch.float64)
+    log_probs, entropies, _ = token_log_probs(*inputs, torch.zeros(20, dtype=torch.long), PLAIN, torch.float64)
     torch.autograd.grad(log_probs.sum(), inputs, retain_graph=True)
     torch.autograd.grad(entropies.sum(), inputs)
-    assert [[g is None for g in pair] for pair in seen] == [[False, True], [True, False]]
+    assert [[g is None for g in pair] for pair in seen] == [[False, True, True], [True, False, True]]
 
 
 def test_a_recorded_action_beyond_the_edge_is_kept():
@@ -186,7 +186,7 @@ def test_a_recorded_action_beyond_the_edge_is_kept():
     weight = torch.tensor([[3.0], [2.0], [1.999], [0.0]])
     inputs = torch.ones(2, 1), weight.clone().requires_grad_(), None
     actions = torch.tensor([2, 0])
-    log_probs, entropies = token_log_probs(*inputs, actions, Transform(top_k=2), torch.float32)
+    log_probs, entropies, _ = token_log_probs(*inputs, actions, Transform(top_k=2), torch.float32)
     expected = [torch.log_softmax(weight[:3, 0], 0)[2], torch.log_softmax(weight[:2, 0], 0)[0]]
     torch.testing.assert_close(log_probs.detach(), torch.stack(expected))
     (slope,) = torch.autograd.grad(log_probs.sum() + entropies.sum(), inputs[1])

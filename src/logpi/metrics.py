@@ -57,7 +57,7 @@ def step_metrics(trajectories: Sequence[Trajectory], batch: Batch, updates: Sequ
     if skipped := [u.skipped for u in updates if u.skipped]:
         metrics |= {"skipped_updates": len(skipped), "skipped_because": skipped[0]}
     if batch.reference_log_probs is not None:
-        difference = torch.where(batch.mask, batch.behavior_log_probs - batch.reference_log_probs, 0.0)
+        difference = torch.where(batch.mask, batch.policy_log_probs - batch.reference_log_probs, 0.0)
         metrics["kl"] = float(difference.sum() / batch.mask.sum())
     if batch.values is not None:
         metrics["value_loss"] = mean(g.value_loss for g in gradients)

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from logpi.policies.base import kl_exact
+
 ROW_MULTIPLE = 8
 CHUNK_ROWS = 512
 SLICE_ROWS = 16  # of logits: they stay in the processor's cache from one pass to the next
@@ -140,42 +142,49 @@ def softmax(
     return Softmax(shifted[:num_rows], weights[:num_rows], total[:num_rows]), lowest
 
 
-def slices(num_rows: int) -> Iterator[slice]:
-    """Yield slices of as many rows as stay in the processor's cache from one pass over the vocabulary to the next."""
-    for start in range(0, max(num_rows, 1), SLICE_ROWS):
-        yield slice(start, start + SLICE_ROWS)
+def slices(start: int, num_rows: int) -> Iterator[tuple[slice, slice]]:
+    """Yield (place in the chunk, place among all rows) of few rows of the chunk that begins at `start`: as many as stay
+    in the processor's cache from one pass over the vocabulary to the next."""
+    for first in range(start, max(min(num_rows, start + CHUNK_ROWS), 1), SLICE_ROWS):
+        last = min(first + SLICE_ROWS, num_rows)
+        yield slice(first - start, last - start), slice(first, last)
 
 
 class _TokenLogProbs(torch.autograd.Function):
-    """(log π(action), H(π)) of π = softmax((hidden Wᵀ + b) / T) over the tokens kept, recomputing each chunk's logits
-    in backward. What is kept counts as a constant: exact almost everywhere.
+    """(log π(action), H(π), KL(π‖π_ref)) of π = softmax((hidden Wᵀ + b) / T) over the tokens kept, recomputing each
+    chunk's logits in backward. What is kept counts as a constant: exact almost everywhere.
 
-    ∂ log π(a)/∂logit_v = (1{v = a} − p_v) / T,  ∂H/∂logit_v = −p_v (log p_v + H) / T.
+    ∂ log π(a)/∂logit_v = (1{v = a} − p_v) / T,  ∂H/∂logit_v = −p_v (log p_v + H) / T,
+    ∂KL/∂logit_v = p_v (log p_v − log q_v − KL) / T, q the reference's probabilities.
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, actions, transform, dtype):
+    def forward(ctx, hidden, weight, bias, actions, transform, dtype, reference):
         product_weight = weight.to(dtype)
         product_bias = None if bias is None else bias.to(dtype)
-        log_probs, entropies, lowest = [], [], []
-        for rows, chosen in zip(hidden.split(CHUNK_ROWS), actions.split(CHUNK_ROWS), strict=True):
-            logits = next_logits(rows, product_weight, product_bias)
-            for few in slices(len(rows)):
-                found, edge = softmax(logits[: len(rows)][few], transform, actions=chosen[few])
-                log_probs.append(found.log_probs(chosen[few]))
+        against = [] if reference is None else [reference[0], *(x if x is None else x.to(dtype) for x in reference[1:])]
+        log_probs, entropies, kl, lowest = [], [], [], []
+        for start in range(0, max(1, len(hidden)), CHUNK_ROWS):
+            rows = slice(start, start + CHUNK_ROWS)
+            logits = next_logits(hidden[rows], product_weight, product_bias)
+            reference_logits = next_logits(against[0][rows], *against[1:]) if against else None
+            for few, place in slices(start, len(hidden)):
+                found, edge = softmax(logits[few], transform, actions=actions[place])
+                log_probs.append(found.log_probs(actions[place]))
                 entropies.append(found.entropy())
                 lowest += [] if edge is None else [edge]
-        out = torch.cat(log_probs), torch.cat(entropies)
-        ctx.save_for_backward(
-            hidden, product_weight, product_bias, actions, out[1], torch.cat(lowest) if lowest else None
-        )
+                if reference_logits is not None:
+                    kl.append(kl_exact(found.log_probs(), softmax(reference_logits[few], transform)[0].log_probs()))
+        out = torch.cat(log_probs), torch.cat(entropies), torch.cat(kl) if kl else None
+        edges = torch.cat(lowest) if lowest else None
+        ctx.save_for_backward(hidden, product_weight, product_bias, actions, edges, *out[1:], *against)
         ctx.transform, ctx.has_bias = transform, bias is not None
         ctx.set_materialize_grads(False)  # an entropy that nobody asks the gradient of costs none
         return out
 
     @staticmethod
-    def backward(ctx, grad_log_probs, grad_entropies):
-        hidden, weight, bias, actions, entropies, lowest = ctx.saved_tensors
+    def backward(ctx, grad_log_probs, grad_entropies, grad_kl):
+        hidden, weight, bias, actions, lowest, entropies, kl, *against = ctx.saved_tensors
         want_hidden, want_weight, want_bias = ctx.needs_input_grad[:3]
         if grad_log_probs is None:
             grad_log_probs = torch.zeros_like(entropies)
@@ -187,18 +196,21 @@ class _TokenLogProbs(torch.autograd.Function):
         for start in range(0, len(hidden), CHUNK_ROWS):
             rows = slice(start, start + CHUNK_ROWS)
             logits = next_logits(hidden[rows], weight, bias)[: len(hidden[rows])]
-            for few in slices(len(logits)):  # logits become their own gradients
-                place = slice(start + few.start, min(start + few.stop, len(hidden)))
-                kept = None if lowest is None else lowest[place]
-                found, _ = softmax(logits[few], ctx.transform, lowest=kept)
+            reference_logits = next_logits(against[0][rows], *against[1:]) if grad_kl is not None else None
+            for few, place in slices(start, len(hidden)):  # logits become their own gradients
+                found, _ = softmax(logits[few], ctx.transform, lowest=None if lowest is None else lowest[place])
                 scale = (grad_log_probs[place] / ctx.transform.temperature)[:, None]
-                if grad_entropies is None:
-                    slopes = found.weights.mul_(-scale / found.total)
-                else:
+                slopes = -scale
+                if grad_entropies is not None:
                     entropy_scale = (grad_entropies[place] / ctx.transform.temperature)[:, None]
-                    surprise = found.shifted.clamp(min=LOG_ZERO).add_(entropies[place, None] - found.total.log())
-                    slopes = found.weights.mul_(surprise.mul_(entropy_scale).add_(scale).div_(-found.total))
-                logits[few] = slopes.scatter_add_(1, actions[place][:, None], scale.to(slopes.dtype))
+                    surprise = found.log_probs().clamp_(min=LOG_ZERO).add_(entropies[place, None])
+                    slopes = surprise.mul_(-entropy_scale).add_(slopes)
+                if reference_logits is not None and grad_kl is not None:
+                    kl_scale = (grad_kl[place] / ctx.transform.temperature)[:, None]
+                    log_ratios = found.log_probs() - softmax(reference_logits[few], ctx.transform)[0].log_probs()
+                    slopes = log_ratios.sub_(kl[place, None]).mul_(kl_scale).add_(slopes)
+                own = found.weights.mul_(slopes / found.total)
+                logits[few] = own.scatter_add_(1, actions[place][:, None], scale.to(own.dtype))
             grad_logits = logits
             if grad_bias is not None:
                 grad_bias += grad_logits.sum(0, dtype=wide)
@@ -206,7 +218,7 @@ class _TokenLogProbs(torch.autograd.Function):
                 grad_hidden[rows] = (grad_logits @ weight).to(hidden.dtype)
             if grad_weight is not None:
                 _add_product(grad_weight, grad_logits.T, hidden[rows].to(weight.dtype))
-        return grad_hidden, grad_weight, grad_bias, None, None, None
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
@@ -217,11 +229,20 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 def token_log_probs(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, actions: Tensor, transform: Transform, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Return (log π(action | hidden), entropy of π(· | hidden)), [rows] each, differentiable in hidden, weight, bias.
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    actions: Tensor,
+    transform: Transform,
+    dtype: torch.dtype,
+    reference: tuple[Tensor, Tensor, Tensor | None] | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return (log π(action | hidden), entropy of π(· | hidden), KL(π‖π_ref)), [rows] each, differentiable in hidden,
+    weight, bias.
 
     hidden [rows, width], weight [vocabulary, width], actions [rows]; `dtype` is the product's. The policy is the one
-    that `transform` makes of the logits, as in sampling.
+    that `transform` makes of the logits, as in sampling. `reference`: hidden, weight, bias of another network at the
+    same rows, under the same transform, taken as constants; the KL is None without it, and infinite or NaN where tokens
+    are cut.
     """
-    return _TokenLogProbs.apply(hidden, weight, bias, actions, transform, dtype)
+    return _TokenLogProbs.apply(hidden, weight, bias, actions, transform, dtype, reference)

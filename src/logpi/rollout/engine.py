@@ -16,7 +16,7 @@ from torch import Tensor
 
 from logpi.policies.attention import KEY_MULTIPLE, round_up
 from logpi.policies.causal_lm import CausalLM
-from logpi.policies.token_log_probs import PLAIN, ROW_MULTIPLE, Transform, slices, softmax
+from logpi.policies.token_log_probs import PLAIN, ROW_MULTIPLE, SLICE_ROWS, Transform, softmax
 from logpi.randomness import Stream, uniforms
 from logpi.rollout.kv_cache import SlotCache
 from logpi.rollout.sampling import draw
@@ -135,7 +135,8 @@ def _choose(logits: Tensor, transform: Transform, uniforms: np.ndarray | None) -
     """Return each row's token, drawn by its uniform number (None: the likeliest), its log-prob and the entropy of the
     distribution that it came from."""
     tokens, log_probs, entropies = [], [], []
-    for few in slices(len(logits)):
+    for start in range(0, len(logits), SLICE_ROWS):
+        few = slice(start, start + SLICE_ROWS)
         found, _ = softmax(logits[few], transform)
         tokens.append(logits[few].argmax(-1) if uniforms is None else draw(found.weights, uniforms[few]))
         log_probs.append(found.log_probs(tokens[-1]))

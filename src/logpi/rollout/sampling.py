@@ -9,6 +9,14 @@ from torch import Tensor
 BLOCK = 256
 
 
+def with_exploration(log_probs: Tensor, epsilon: float) -> Tensor:
+    """Return log μ, μ = (1 − ε) π + ε/|A|: with chance ε an action drawn uniformly; log_probs [rows, actions] of π.
+
+    Draws from μ need importance weights π/μ; without them they climb another objective than the policy's.
+    """
+    return torch.log((1 - epsilon) * log_probs.exp() + epsilon / log_probs.shape[-1])
+
+
 def draw(weights: Tensor, uniforms: np.ndarray) -> Tensor:
     """Draw one action a row by inverse CDF: weights [rows, actions], π but for a factor of the row, and one uniform
     number a row -> actions [rows].
