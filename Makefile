@@ -7,9 +7,10 @@ PIP_FLAGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 JUDGES := .venv-judges
+TRL = $(if $(wildcard $(JUDGES)/.installed),--trl $(JUDGES)/bin/python)
 PIP := $(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt
 
-.PHONY: demo test test-slow judges check clean
+.PHONY: demo test test-slow judges bench bench-quick check clean
 
 demo: $(VENV)/.installed  # a language model learns to add, from rewards alone
 	$(BIN)/logpi train smollm2-addition
@@ -22,6 +23,16 @@ test-slow: $(VENV)/.dev  # the longer proofs
 
 judges: $(JUDGES)/.installed  # gradients against TRL, polgrad and Stable-Baselines3, in an environment of their own
 	$(JUDGES)/bin/python -m pytest tests/judges
+
+# Peers take part where their interpreters are: TRL in .venv-judges (make judges makes it), vLLM where VLLM names it.
+bench: $(VENV)/.installed  # sampling and training steps beside transformers, TRL and vLLM, in turns
+	$(BIN)/python benchmarks/generation.py $(if $(VLLM),--vllm $(VLLM))
+	$(BIN)/python benchmarks/step.py $(TRL)
+	$(BIN)/python benchmarks/step.py $(TRL) --padding 160
+
+bench-quick: $(VENV)/.installed  # two sizes, one round, no peers but transformers
+	$(BIN)/python benchmarks/generation.py --rounds 1 --batches 8,64
+	$(BIN)/python benchmarks/step.py --rounds 1
 
 check: $(VENV)/.dev  # lint, format, types
 	$(BIN)/ruff check .

@@ -27,7 +27,7 @@ from logpi.credit import assign_credit
 from logpi.learner import Learner
 from logpi.policies import attention
 from logpi.policies.causal_lm import CausalLM
-from logpi.policies.token_log_probs import Transform
+from logpi.policies.token_log_probs import Transform, next_logits, softmax
 from logpi.rollout.engine import Sampling, TokenPrompt, generate
 from logpi.trajectory import Batch, Trajectory, make_batch
 
@@ -153,3 +153,9 @@ def relative_error(found: dict[str, Tensor], expected: dict[str, Tensor]) -> flo
         difference, scale = float((found[name] - wanted).norm()), float(wanted.norm())
         worst = max(worst, difference / scale if scale else (0.0 if not difference else float("inf")))
     return worst
+
+
+def distribution(hidden: Tensor, weight: Tensor, bias: Tensor | None, transform: Transform) -> Tensor:
+    """Return log π over the whole vocabulary, [rows, vocabulary], as the sampler has it."""
+    logits = next_logits(hidden, weight, bias)[: len(hidden)]
+    return softmax(logits, transform)[0].log_probs()

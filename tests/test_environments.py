@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import gymnasium
 import numpy as np
 import pytest
 import torch
 
+import logpi
+from logpi import api, build
 from logpi.environments import GymEnvironment
 from logpi.errors import InputError, NonFiniteError
 from logpi.policies.mlp import MLP
@@ -135,6 +139,41 @@ def test_draws_follow_the_policy():
         pairs = np.bincount((3 * a + b).flatten(), minlength=9)
         expected = np.outer(probabilities, probabilities).flatten() * a.numel()
         assert ((pairs - expected) ** 2 / expected).sum() < 26.1  # 0.999 quantile, 8 degrees of freedom
+
+
+def test_exploration_draws_from_the_mixture_and_records_it():
+    environment = GymEnvironment("MountainCar-v0", max_episode_steps=150)
+    pi, epsilon = torch.tensor([0.2, 0.5, 0.3]), 0.4
+    mixture = 0.6 * pi + 0.4 / 3
+    found = collect(Fixed(*pi.tolist()), environment, num_episodes=40, seed=0, exploration_epsilon=epsilon)
+    actions = torch.cat([t.actions for t in found])
+    expected = mixture * len(actions)
+    assert float(((torch.bincount(actions, minlength=3) - expected) ** 2 / expected).sum()) < 13.8
+    batch = make_batch(found)
+    torch.testing.assert_close(batch.behavior_log_probs, mixture.log()[batch.actions])
+    torch.testing.assert_close(batch.policy_log_probs, pi.log()[batch.actions])
+
+
+def test_a_run_that_explores_weighs_its_samples_and_still_compares_its_own_log_probs(tmp_path):
+    folder = tmp_path / "run"
+    algorithm = {"name": "reinforce", "importance": "sequence", "gamma": None, "gae_lambda": None}
+    logpi.train("cartpole", run=folder, max_steps=2, rollout={"exploration_epsilon": 0.3, "num_generations": 4},
+                algorithm=algorithm, evaluation={"num_episodes": 2})  # fmt: skip
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert all(row["mismatch/max"] < 1e-5 and row["grad_norm"] > 0 for row in rows)
+    assert json.loads((folder / "run.json").read_text())["objective_details"]["exploration_epsilon"] == 0.3
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes", "message"),
+    [
+        ("cartpole", {}, 'algorithm "ppo" would take the explored actions for its own'),
+        ("smollm2-addition", {}, "raise policy.temperature to explore"),
+    ],
+)
+def test_exploration_that_nothing_corrects_is_refused(recipe, changes, message):
+    with pytest.raises(InputError, match=message):
+        build.algorithm_of(api.resolve(recipe, {"rollout": {"exploration_epsilon": 0.1}, **changes}))
 
 
 def test_returns():

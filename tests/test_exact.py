@@ -18,7 +18,7 @@ from logpi.algorithms import ALGORITHMS, get_algorithm, register
 from logpi.config import COMPARE_WITHIN_GROUPS
 from logpi.credit import assign_credit
 from logpi.errors import InputError
-from logpi.exact import TabularPolicy, measure, tabular, verdict
+from logpi.exact import TabularPolicy, baselines, measure, tabular, verdict
 from logpi.learner import Learner
 from logpi.trajectory import make_batch
 
@@ -300,6 +300,28 @@ def test_what_epsilon_and_the_length_do_to_that_objective():
     own_length = measure(shipped, exact=target)
     assert own_length.relative_error == pytest.approx(0.29, rel=0.05)
     assert own_length.off_direction == pytest.approx(0.23, rel=0.05)
+
+
+# --- the baseline of least variance ---------------------------------------------------------------------------------
+
+
+def test_the_optimal_baseline_is_best_when_known_and_worse_than_the_mean_when_estimated():
+    """The figures of docs/algorithms.md; what rows can be sampled must be what `prove` measures."""
+    policy, names = TabularPolicy(), ("mean", "by_length", "optimal")
+    weight, none = baselines.weights(policy), torch.zeros(2, dtype=torch.float64)
+    listed = {"binary": ([5.14, 5.41, 4.63], [6.14, 6.00, 7.01]), "real": ([3.96, 4.20, 3.65], [4.89, 4.69, 5.38])}
+    for kind, (known, left_out) in listed.items():
+        found = [baselines.known_baseline(weight[n], policy, kind) for n in names]
+        assert [baselines.variance_with(b, policy, kind) for b in found] == pytest.approx(known, abs=0.005)
+        left = {n: baselines.variance_left_out(weight[n], policy, kind) for n in names}
+        assert list(left.values()) == pytest.approx(left_out, abs=0.005)
+        for name, row in (("mean", "rloo"), ("by_length", "opo")):
+            assert left[name] == pytest.approx(measure(get_algorithm(row), kind).variance, rel=1e-12)
+        reinforce = measure(get_algorithm("reinforce"), kind).variance
+        assert baselines.variance_with(none, policy, kind) == pytest.approx(reinforce, rel=1e-12)
+        for step in (torch.tensor([0.01, 0.0]), torch.tensor([0.0, 0.01])):  # a minimum in each prompt's baseline
+            best = baselines.variance_with(found[2], policy, kind)
+            assert min(baselines.variance_with(found[2] + s * step, policy, kind) for s in (1, -1)) > best
 
 
 # --- rows of one's own ----------------------------------------------------------------------------------------------

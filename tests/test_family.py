@@ -4,18 +4,25 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import get_args
 
 import pytest
 import torch
 
 from logpi import losses
 from logpi.algorithms import KL_PLACES, get_algorithm
+from logpi.config import AlgorithmConfig
 from logpi.credit import assign_credit
 from logpi.errors import InputError
 from logpi.estimators import minimum_risk, v_trace, v_trace_targets
 from logpi.exact import TabularPolicy, measure, tabular
+from logpi.exact.language import TinyLanguageModel
+from logpi.exact.tabular import Countable
 from logpi.learner import Learner
 from logpi.losses import importance_weights
+from logpi.policies.base import Reference
+from logpi.policies.mlp import MLP
+from logpi.rollout.sampling import with_exploration
 from logpi.trajectory import make_batch
 
 REINFORCE = get_algorithm("reinforce")
@@ -83,42 +90,61 @@ def test_decoupled_ppo_weighs_the_clipped_objective():
     assert corrected("sequence", row=replace(REINFORCE, surrogate=losses.clipped_ratio)).relative_error <= 1e-9
 
 
+def test_exploration_is_exact_with_weights_and_climbs_another_objective_without():
+    """Samples of (1 − ε)π + ε/|A|, whatever else is in the reward."""
+    explorer = TabularPolicy()
+    explorer.logits.data = with_exploration(explorer.log_probs().detach(), 0.3)
+    row = replace(REINFORCE, importance={"level": "sequence", "cap": None})
+    assert measure(row, "real", 1, sampler=explorer).relative_error <= 1e-9
+    assert measure(REINFORCE, "real", 1, sampler=explorer).relative_error > 0.1
+    target = tabular.exact_gradient(TabularPolicy(), "real") + BETA * gradient_of(sequence_entropy)
+    found = replace(row, entropy_in_reward=BETA)
+    assert measure(found, "real", 1, sampler=explorer, exact=target).relative_error <= 1e-9
+    reference = TabularPolicy(shift=-0.4)
+    target = tabular.exact_gradient(TabularPolicy(), "real") - BETA * gradient_of(
+        partial(sequence_kl, reference=reference)
+    )
+    found = replace(row, kl="k1_in_reward", beta=BETA)
+    assert measure(found, "real", 1, sampler=explorer, reference=reference, exact=target).relative_error <= 1e-9
+
+
 # --- KL -------------------------------------------------------------------------------------------------------------
 
 BETA = 0.3
 
 
-def sequence_kl(policy: TabularPolicy) -> torch.Tensor:
+def sequence_kl(policy: Countable, reference: Countable = OTHER) -> torch.Tensor:
     """KL(π ‖ π_ref) of whole completions, the mean over prompts."""
-    mine, reference = tabular.probabilities(policy), tabular.probabilities(OTHER).detach()
-    return (mine * (mine / reference).log()).sum(1).mean()
+    mine, other = tabular.probabilities(policy), tabular.probabilities(reference).detach()
+    return (mine * (mine / other).log()).sum(1).mean()
 
 
-def visited_kl(policy: TabularPolicy, forward: bool) -> torch.Tensor:
+def visited_kl(policy: Countable, forward: bool, reference: Countable = OTHER) -> torch.Tensor:
     """Σ over states of how often π visits them (held fixed) · KL of the two distributions there."""
     chance = tabular.probabilities(policy).detach()
     visits = torch.zeros(tabular.NUM_PROMPTS, len(tabular.PREFIXES), dtype=torch.float64)
     for i, completion in enumerate(tabular.COMPLETIONS):
         visits[:, tabular.states(completion)] += chance[:, i, None]
-    mine, reference = policy.log_probs(), OTHER.log_probs().detach()
+    mine, other = policy.log_probs(), reference.log_probs().detach()
     kl = torch.nn.functional.kl_div
-    each = kl(mine, reference, log_target=True, reduction="none") if forward else mine.exp() * (mine - reference)
+    each = kl(mine, other, log_target=True, reduction="none") if forward else mine.exp() * (mine - other)
     return (visits * each.sum(-1)).sum() / tabular.NUM_PROMPTS
 
 
-def mean_gradient(row) -> torch.Tensor:
+def mean_gradient(row, policy: Countable | None = None, reference: Countable = OTHER) -> torch.Tensor:
     """Return −E[∂loss] of one-completion groups, each batch through the library's own annotate, credit and backward."""
-    policy = TabularPolicy()
+    policy = policy or TabularPolicy()
     learner = Learner(policy, row, learning_rate=1.0)
-    learner.reference = OTHER
-    chance, total = tabular.probabilities(policy).detach(), torch.zeros_like(policy.logits)
+    learner.reference = reference
+    chance, total = tabular.probabilities(policy).detach(), 0.0
     for x in range(tabular.NUM_PROMPTS):
         for i in range(len(tabular.COMPLETIONS)):
             batch = make_batch([tabular.trajectory(policy, "real", x, i, 0, 0)])
             batch = assign_credit(row, learner.annotate(batch, several_updates=False))
             learner.backward(replace(batch, token_weights=row.token_weights(batch.mask)))
-            total -= policy.logits.grad * chance[x, i] / tabular.NUM_PROMPTS
-    return total.flatten()
+            slopes = torch.cat([p.grad.flatten() for p in learner.parameters.values()])
+            total -= slopes * chance[x, i] / tabular.NUM_PROMPTS
+    return total
 
 
 def size(gradient: torch.Tensor) -> float:
@@ -129,11 +155,11 @@ def size(gradient: torch.Tensor) -> float:
 def test_what_a_kl_term_really_climbs(place):
     found = mean_gradient(replace(REINFORCE, kl=place, beta=BETA)) - tabular.exact_gradient(TabularPolicy(), "real")
     exact = -BETA * gradient_of(sequence_kl)
-    if place in ("k1_in_reward", "k2_of_sequence_in_loss"):
+    if place in ("k1_in_reward", "k2_of_sequence_in_loss", "exact_in_reward_and_loss"):
         assert size(found - exact) <= 1e-12 * size(exact)
     elif place == "k1_in_loss":
         assert size(found) <= 1e-14  # zero on average
-    elif place == "k2_in_loss":
+    elif place in ("k2_in_loss", "exact_in_loss"):
         visited = -BETA * gradient_of(partial(visited_kl, forward=False))
         assert size(found - visited) <= 1e-12 * size(visited) and size(found - exact) > 1e-2 * size(exact)
     elif place == "k3_in_loss":
@@ -142,6 +168,71 @@ def test_what_a_kl_term_really_climbs(place):
     else:  # no KL's gradient
         cosine = float((found * exact).sum()) / size(found) / size(exact)
         assert cosine < 0.99
+
+
+def test_the_exact_kl_of_a_language_model():
+    """Through prompt pass, cache and chunks, against autograd through plain forwards."""
+    policy, reference = TinyLanguageModel(), TinyLanguageModel(seed=4)
+    plain = tabular.exact_gradient(policy, "real")
+    for place, kl in (
+        ("exact_in_loss", partial(visited_kl, forward=False, reference=reference)),
+        ("exact_in_reward_and_loss", partial(sequence_kl, reference=reference)),
+    ):
+        found = mean_gradient(replace(REINFORCE, kl=place, beta=BETA), policy, reference) - plain
+        exact = -BETA * tabular.flat_gradient(kl(policy), policy)
+        assert size(found - exact) <= 1e-9 * size(exact) and size(exact) > 1e-3
+
+
+def test_the_exact_kl_of_an_mlp():
+    policy, reference = MLP(3, 4, (5,), seed=1), MLP(3, 4, (5,), seed=2)
+    for mlp in (policy, reference):
+        mlp.module.double()
+        mlp.module["policy"][-1].weight.data.mul_(100)
+    observed = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    mask = torch.tensor([[True, True, True], [True, True, False]])
+    inputs = (observed[0], observed[1, :3])
+    arguments = torch.zeros(2, 3, dtype=torch.long), mask, torch.zeros(2, dtype=torch.bool), inputs
+    states = torch.zeros(2, 3, 4, dtype=torch.float64)
+    states[mask] = reference.evaluate(*arguments).states.detach()
+    found = policy.evaluate(*arguments, Reference(reference, states)).kl_exact
+    mine, other = (p.action_log_probs(observed[:, :3]) for p in (policy, reference))
+    expected = torch.distributions.kl_divergence(*(torch.distributions.Categorical(logits=x) for x in (mine, other)))
+    torch.testing.assert_close(found, expected * mask, rtol=1e-12, atol=1e-14)
+    weights = list(policy.module["policy"].parameters())
+    for slope, wanted in zip(
+        torch.autograd.grad(found.sum(), weights), torch.autograd.grad((expected * mask).sum(), weights), strict=True
+    ):
+        torch.testing.assert_close(slope, wanted, rtol=1e-10, atol=1e-13)
+
+
+def test_the_exact_kl_takes_no_further_pass_of_the_reference_and_has_less_variance_than_k1():
+    passes = []
+
+    class Counted(TabularPolicy):
+        def evaluate(self, *arguments):
+            passes.append(self)
+            return super().evaluate(*arguments)
+
+    policy, reference = Counted(), Counted(shift=0.5)
+    for place, expected in (("k3_in_loss", 2), ("exact_in_loss", 2), ("exact_in_reward_and_loss", 3)):
+        passes.clear()
+        learner = Learner(policy, row := replace(REINFORCE, kl=place, beta=BETA), learning_rate=1.0)
+        learner.reference = reference
+        batch = make_batch([tabular.trajectory(policy, "real", 0, i, 0, i) for i in (2, 9)])
+        batch = assign_credit(row, learner.annotate(batch, several_updates=False))
+        learner.backward(replace(batch, token_weights=row.token_weights(batch.mask)))
+        assert len(passes) == expected and sum(p is reference for p in passes) == 1
+    quiet = replace(get_algorithm("rloo"), beta=3.0)
+    sampled, averaged = (
+        measure(replace(quiet, kl=k), "real", 3, reference=OTHER).variance
+        for k in ("k1_in_reward", "exact_in_reward_and_loss")
+    )
+    assert averaged < 0.4 * sampled  # docs/algorithms.md has the figures
+
+
+def test_the_configuration_names_every_place():
+    (literal, _) = get_args(AlgorithmConfig.model_fields["kl"].annotation)
+    assert get_args(literal) == tuple(KL_PLACES)
 
 
 # --- entropy --------------------------------------------------------------------------------------------------------

@@ -540,18 +540,18 @@ def test_one_update_of_a_cycle_is_skipped_and_the_others_count(root, tmp_path):
 def test_a_completion_whose_logits_are_not_finite_is_left_out_and_named(root, tmp_path):
     from logpi.policies.causal_lm import CausalLM
 
-    original, calls = CausalLM.next_token_log_probs, []
+    original, calls = CausalLM.next_token_logits, []
 
-    def broken(self, hidden, transform):
+    def broken(self, hidden):
         calls.append(1)
-        found = original(self, hidden, transform)
+        found = original(self, hidden)
         if len(calls) == 7 and len(found) > 3:  # a decoding step of the first rollout
             found[3] = float("nan")
         return found
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(session, "self_test", lambda policy: SelfTest((), 0.0))  # it samples as well
-        patch.setattr(CausalLM, "next_token_log_probs", broken)
+        patch.setattr(CausalLM, "next_token_logits", broken)
         summary = start(root, "full", tmp_path / "run")
     failed = [row for row in rows(tmp_path / "run", "samples.jsonl") if "failure" in row]
     assert len(failed) == 1 and failed[0]["reward"] is None and "logits not finite at position" in failed[0]["failure"]
@@ -564,9 +564,7 @@ def test_when_all_logits_are_not_finite_the_run_stops(root, tmp_path):
     from logpi.policies.causal_lm import CausalLM
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            CausalLM, "next_token_log_probs", lambda self, hidden, t: torch.full((len(hidden), 30), torch.nan)
-        )
+        patch.setattr(CausalLM, "next_token_logits", lambda self, hidden: torch.full((len(hidden), 30), torch.nan))
         with pytest.raises(LogpiError, match=r"step 1: none of the 8 trajectories .*logits not finite at position 0"):
             start(root, "full", tmp_path / "run")
 

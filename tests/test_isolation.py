@@ -77,6 +77,14 @@ def is_running(pid: int) -> bool:
         return False
 
 
+def all_end(pids, within_seconds=5.0):
+    """Return whether the processes are gone, or soon will be: a SIGKILL takes effect after `kill` returns."""
+    deadline = time.monotonic() + within_seconds
+    while any(is_running(int(pid)) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return not any(is_running(int(pid)) for pid in pids)
+
+
 def test_children_give_what_the_function_gives(reward):
     one = reward()
     assert scores(one, "", "a", "none", "bbb").total == [0.0, 1.0, None, 3.0]
@@ -92,7 +100,7 @@ def test_one_that_hangs_is_killed_with_what_it_started_and_the_others_are_scored
     assert found.total == [1.0, None, 2.0, 3.0]
     assert found.failures == {1: 'reward "act": completion 1: took longer than 1 s'}
     pids = [int(pid) for pid in note.read_text().split()]
-    assert len(pids) == 2 and not any(is_running(pid) for pid in pids)
+    assert len(pids) == 2 and all_end(pids)
 
 
 def test_one_that_closes_its_channels_and_hangs_is_killed_too(reward):
@@ -148,7 +156,7 @@ def test_a_child_is_replaced_after_so_many_calls(reward):
     pids = scores(reward(num_workers=1, max_calls=2), *["pid"] * 6).total
     assert [pids.count(pid) for pid in dict.fromkeys(pids)] == [2, 2, 2]
     time.sleep(0.1)
-    assert not any(is_running(int(pid)) for pid in set(pids))
+    assert all_end(set(pids))
 
 
 def test_it_works_off_the_main_thread(reward):

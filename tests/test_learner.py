@@ -23,6 +23,7 @@ ROWS = {
     "rloo": get_algorithm("rloo"),
     "rloo, KL in the reward": get_algorithm("rloo").with_options(beta=0.1),
     "grpo, KL in the loss": get_algorithm("grpo").with_options(beta=0.1),
+    "rloo, exact KL in both": replace(get_algorithm("rloo"), kl="exact_in_reward_and_loss", beta=0.1),
     "ppo": get_algorithm("ppo"),
 }
 

@@ -47,6 +47,8 @@ def test_what_was_set_otherwise_than_the_row_says_is_named():
     found = details(name="grpo", epsilon=0.1, beta=0.02, updates_per_rollout=2)
     assert found["set_otherwise"] == {"beta": {"row": 0.0, "run": 0.02}, "epsilon": {"row": 0.2, "run": 0.1}}
     assert found["kl"]["beta"] == 0.02 and found["clip_can_bind"] and not details(name="grpo")["clip_can_bind"]
+    exact = details(name="grpo", beta=0.02, kl="exact_in_loss")["kl"]
+    assert exact["place"] == "exact_in_loss" and "in each visited state" in exact["gradient"]
     assert details(name="dr_grpo")["options"]["budget"] == 12  # the longest completion of the recipe
     assert details("cartpole")["policy_transform"] is None and details("cartpole")["standardise_advantages"]
 

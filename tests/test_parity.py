@@ -52,7 +52,7 @@ def test_it_sees_an_attention_and_a_head_that_depend_on_the_batch(monkeypatch):
         return out * (1 + 1e-6 * (query.shape[2] > 1)), nothing
 
     monkeypatch.setattr(tried, "invariant_attention", later_queries_round_otherwise)
-    monkeypatch.setattr(tiny, "next_token_log_probs", leaning(tiny.next_token_log_probs))
+    monkeypatch.setattr(tiny, "next_token_logits", leaning(tiny.next_token_logits))
     assert self_test(tiny).dependent == ("attention", "head")
 
 

@@ -68,11 +68,11 @@ def test_draw_inverts_the_distribution_function(num_actions):
     log_probs[1] = -float("inf")
     log_probs = log_probs.log_softmax(-1)
     num = 40_000
-    drawn = draw(log_probs.expand(num, -1), (np.arange(num) + 0.5) / num)
+    drawn = draw(log_probs.exp().expand(num, -1), (np.arange(num) + 0.5) / num)
     counts = torch.bincount(drawn, minlength=num_actions)
     assert (counts - num * log_probs.double().exp()).abs().max() < 1.1  # evenly spread numbers leave no chance
     assert counts[1] == 0
-    edge = draw(log_probs.expand(2, -1), np.array([0.0, 1 - 2**-53]))
+    edge = draw(log_probs.exp().expand(2, -1), np.array([0.0, 1 - 2**-53]))
     assert (log_probs[edge] > -float("inf")).all()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from models import distribution
 from torch.nn import functional as F
 
 from logpi.policies import token_log_probs as module
@@ -12,7 +13,6 @@ from logpi.policies.token_log_probs import (
     PLAIN,
     ROW_MULTIPLE,
     Transform,
-    distribution,
     pad_rows,
     token_log_probs,
 )
@@ -49,7 +49,7 @@ def test_gradcheck(temperature, has_bias):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 3e-5), (torch.float64, 1e-12)])
 def test_values_and_gradients_are_those_of_log_softmax(rows, temperature, dtype, tolerance):
     *inputs, actions, slopes = problem(rows, dtype=dtype)
-    found, entropies = token_log_probs(*inputs, actions, Transform(temperature), dtype)
+    found, entropies, _ = token_log_probs(*inputs, actions, Transform(temperature), dtype)
     found_slopes = torch.autograd.grad(found, inputs, slopes)
     wide = [x.detach().double().requires_grad_() for x in inputs]
     everything = (F.linear(*wide) / temperature).log_softmax(-1)
@@ -93,7 +93,9 @@ def test_the_bits_of_a_row_do_not_depend_on_its_company(dtype, width, vocabulary
     weight, bias = weight.detach(), bias.detach()
 
     def of(rows):
-        return torch.stack(token_log_probs(hidden[rows].detach(), weight, bias, actions[rows], Transform(1.3), dtype))
+        return torch.stack(
+            token_log_probs(hidden[rows].detach(), weight, bias, actions[rows], Transform(1.3), dtype)[:2]
+        )
 
     with torch.no_grad():
         whole = of(slice(None))
@@ -115,23 +117,70 @@ def test_against_torchs_linear_cross_entropy(rows):
         torch.testing.assert_close(slope, wanted, rtol=1e-10, atol=1e-12)
 
 
+def reference_of(rows, width=16, vocabulary=50, dtype=torch.float32):
+    """Return hidden, weight, bias of another network."""
+    return tuple(x.detach() for x in problem(rows, width, vocabulary, dtype, seed=9)[:3])
+
+
+@pytest.mark.parametrize("asked", [(2,), (0, 2), (0, 1, 2)], ids=["kl", "log_probs", "all"])
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_gradcheck_of_the_exact_kl(asked, has_bias):
+    *inputs, actions, _ = problem(11, 3, 5, torch.float64)
+    reference = reference_of(11, 3, 5, torch.float64)
+    inputs, reference = (inputs, reference) if has_bias else (inputs[:2], (*reference[:2], None))
+
+    def function(hidden, weight, bias=None):
+        out = token_log_probs(hidden, weight, bias, actions, Transform(0.7), torch.float64, reference)
+        return tuple(out[i] for i in asked)
+
+    assert torch.autograd.gradcheck(function, inputs)
+
+
+@pytest.mark.parametrize("rows", [7, CHUNK_ROWS + 5])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 5e-5), (torch.float64, 1e-11)])
+def test_the_exact_kl_is_torchs_and_the_reference_has_no_gradient(rows, dtype, tolerance):
+    *inputs, actions, slopes = problem(rows, dtype=dtype)
+    reference = [x.requires_grad_() for x in reference_of(rows, dtype=dtype)]
+    found = token_log_probs(*inputs, actions, Transform(0.7), dtype, reference)[2]
+    found_slopes = torch.autograd.grad(found, inputs + reference, slopes, allow_unused=True)
+    assert found_slopes[3:] == (None, None, None)
+    wide = [x.detach().double().requires_grad_() for x in inputs]
+    mine, other = ((F.linear(*x) / 0.7).log_softmax(-1) for x in (wide, [x.detach().double() for x in reference]))
+    expected = F.kl_div(other, mine, log_target=True, reduction="none").sum(-1)  # torch's names are the other way round
+    close = dict(rtol=tolerance, atol=tolerance, check_dtype=False)
+    torch.testing.assert_close(found.detach(), expected.detach(), **close)
+    for slope, wanted in zip(found_slopes, torch.autograd.grad(expected, wide, slopes.double())):
+        torch.testing.assert_close(slope / wanted.abs().max(), wanted / wanted.abs().max(), **close)
+
+
+def test_the_exact_kl_changes_no_bit_of_the_others_and_is_zero_against_itself():
+    *inputs, actions, _ = problem(CHUNK_ROWS + 3)
+    plain = token_log_probs(*inputs, actions, PLAIN, torch.float32)
+    out = token_log_probs(*inputs, actions, PLAIN, torch.float32, tuple(x.detach() for x in inputs))
+    assert torch.equal(out[0], plain[0]) and torch.equal(out[1], plain[1]) and plain[2] is None
+    assert not out[2].any()
+
+
 def test_rows_times_vocabulary_is_never_held_at_once(monkeypatch):
-    sizes, plain = [], module.action_logits
-    monkeypatch.setattr(
-        module, "action_logits", lambda hidden, *rest: sizes.append(len(hidden)) or plain(hidden, *rest)
-    )
+    sizes, plain = [], module.next_logits
+    monkeypatch.setattr(module, "next_logits", lambda hidden, *rest: sizes.append(len(hidden)) or plain(hidden, *rest))
     *inputs, actions, slopes = problem(2 * CHUNK_ROWS + 3)
     torch.autograd.grad(token_log_probs(*inputs, actions, PLAIN, torch.float32)[0], inputs, slopes)
-    assert sizes == [CHUNK_ROWS, CHUNK_ROWS, ROW_MULTIPLE] * 2  # forward, then backward
+    each = [CHUNK_ROWS, CHUNK_ROWS, 3]
+    assert sizes == each * 2  # forward, then backward
+    sizes.clear()
+    kl = token_log_probs(*inputs, actions, PLAIN, torch.float32, reference_of(2 * CHUNK_ROWS + 3))[2]
+    torch.autograd.grad(kl, inputs, slopes)
+    assert sizes == [n for n in each for _ in range(2)] * 2  # the policy's and the reference's
 
 
 def test_no_rows_and_extreme_logits():
     hidden, weight, bias, actions, _ = problem(0)
-    log_probs, entropies = token_log_probs(hidden, weight, bias, actions, PLAIN, torch.float32)
+    log_probs, entropies, _ = token_log_probs(hidden, weight, bias, actions, PLAIN, torch.float32)
     assert log_probs.shape == entropies.shape == (0,)
     # a certain action: log-prob 0, entropy 0, no NaN from 0 · log 0
     hidden, weight = torch.ones(1, 1), torch.tensor([[1e4], [0.0]])
-    log_probs, entropies = token_log_probs(hidden, weight, None, torch.tensor([0]), PLAIN, torch.float32)
+    log_probs, entropies, _ = token_log_probs(hidden, weight, None, torch.tensor([0]), PLAIN, torch.float32)
     assert log_probs.tolist() == [0.0] and entropies.tolist() == [0.0]
 
 

@@ -12,11 +12,19 @@ from torch import Tensor
 from logpi import estimators, losses
 from logpi.errors import InputError, did_you_mean
 
-# Where a KL penalty against the frozen starting policy enters, when beta > 0.
-KL_PLACES = (
-    "k1_in_reward", "k2_in_reward", "k3_in_reward",
-    "k1_in_loss", "k2_in_loss", "k3_in_loss", "k2_of_sequence_in_loss",
-)  # fmt: skip
+# Where a KL penalty against the frozen starting policy enters, when beta > 0, and what its gradient then is.
+KL_PLACES = {
+    "k1_in_reward": "that of KL(π‖π_ref) of whole trajectories",
+    "k2_in_reward": "no KL's",
+    "k3_in_reward": "no KL's",
+    "k1_in_loss": "zero on average",
+    "k2_in_loss": "that of KL(π‖π_ref) in each visited state: partial",
+    "k3_in_loss": "that of KL(π_ref‖π) in each visited state: partial",
+    "k2_of_sequence_in_loss": "that of KL(π‖π_ref) of whole trajectories, with weights 1/trajectories",
+    "exact_in_loss": "that of KL(π‖π_ref) in each visited state: partial; over all actions, not the sampled one",
+    "exact_in_reward_and_loss": "that of KL(π‖π_ref) of whole trajectories, with weights 1/trajectories; over all "
+    "actions, not the sampled one",
+}
 # What an advantage may ask for besides rewards and values, as keyword arguments without a default.
 DATA = ("actions", "log_probs", "log_ratios")
 
@@ -57,11 +65,21 @@ class Algorithm:
 
     @property
     def kl_in_loss(self) -> bool:
-        """Whether a KL term is added to the loss (else, if beta > 0, to the reward)."""
-        return bool(self.beta) and self.kl.endswith("_in_loss")
+        """Whether a KL term is added to the loss."""
+        return bool(self.beta) and self.kl.endswith("_loss")
+
+    @property
+    def kl_in_reward(self) -> bool:
+        """Whether a KL term is taken off the reward."""
+        return bool(self.beta) and "_in_reward" in self.kl
+
+    @property
+    def kl_is_exact(self) -> bool:
+        """Whether the KL of each state's whole distribution is needed, and with it the reference's states."""
+        return bool(self.beta) and self.kl.startswith("exact_")
 
     def kl_terms(self, log_probs: Tensor, reference_log_probs: Tensor, mask: Tensor) -> Tensor:
-        """Return the row's estimate of KL(π ‖ π_ref) per action, [batch, time]."""
+        """Return the row's estimate of KL(π ‖ π_ref) per action, [batch, time]; an exact one comes from the policy."""
         name = self.kl.rsplit("_in_", 1)[0]
         if name == "k2_of_sequence":
             return losses.kl_k2_of_sequence(log_probs, reference_log_probs, mask)

@@ -34,7 +34,14 @@ def algorithm_of(config: Config) -> Any:
             f'rollout.num_spare_prompts: algorithm "{row.name}" does not compare completions of one prompt, so '
             "groups of equal rewards have a gradient, and leaving them out loses it; set it to 0, or take rloo or dapo"
         )
-    return replace(row, kl=chosen.kl or row.kl, **chosen.terms())
+    row = replace(row, kl=chosen.kl or row.kl, **chosen.terms())
+    if config.rollout.exploration_epsilon and not row.reads_ratios:
+        raise InputError(
+            f'rollout.exploration_epsilon={config.rollout.exploration_epsilon}: algorithm "{row.name}" would take the '
+            'explored actions for its own and climb another objective; set algorithm.importance = "sequence", take '
+            "v_trace, or set it to 0"
+        )
+    return row
 
 
 def load_modules(files: Sequence[str]) -> None:
@@ -111,6 +118,7 @@ def build(config: Config, task: Any = None, *, weights_from: Path | None = None)
             seed=config.seed,
             num_generations=config.rollout.num_generations,
             num_eval_episodes=config.evaluation.num_episodes,
+            exploration_epsilon=rollout.exploration_epsilon,
         )
         return experience, policy, algorithm
     from logpi.policies.loading import load_causal_lm

@@ -71,6 +71,8 @@ class RolloutConfig(Section):
     num_spare_prompts: int = Field(default=0, ge=0)
     """Further prompts of a step, each sampled only where a group's rewards are all equal, in its place (Yu et al. 2025:
     dynamic sampling). With a centred advantage the gradient stays exact up to a constant."""
+    exploration_epsilon: float = Field(default=0.0, ge=0, lt=1)
+    """With this chance an environment's action is drawn uniformly, in training; needs importance weights."""
 
 
 class RewardConfig(Section):
@@ -117,10 +119,11 @@ class AlgorithmConfig(Section):
         Literal[
             "k1_in_reward", "k2_in_reward", "k3_in_reward",
             "k1_in_loss", "k2_in_loss", "k3_in_loss", "k2_of_sequence_in_loss",
+            "exact_in_loss", "exact_in_reward_and_loss",
         ]
         | None
     ) = None  # fmt: skip
-    """Which estimate of it, and where; None: the row's."""
+    """Which estimate of it, and where; None: the row's. exact: of the whole distribution in each state, no estimate."""
     entropy_coef: float = Field(default=0.0, ge=0)
     """Of each action's entropy, in the loss: partial, it ignores which states the actions lead to."""
     entropy_in_reward: float = Field(default=0.0, ge=0)
@@ -245,6 +248,11 @@ class Config(Section):
         if self.reward.overlong_tokens is not None and self.reward.overlong_tokens > length:
             raise ValueError(
                 f"reward.overlong_tokens={self.reward.overlong_tokens} is over rollout.max_completion_length={length}"
+            )
+        if self.task is not None and self.rollout.exploration_epsilon:
+            raise ValueError(
+                f"rollout.exploration_epsilon={self.rollout.exploration_epsilon}: a token drawn uniformly from a whole "
+                "vocabulary spoils its text; set it to 0, and raise policy.temperature to explore"
             )
         if self.environment is not None:
             for option, used in (

@@ -20,13 +20,16 @@ def assign_credit(algorithm: Algorithm, batch: Batch, *, standardise: bool = Fal
 
     `standardise` divides centred advantages by their standard deviation over actions: a named bias, off by default.
     """
-    rewards, log_probs = batch.rewards, batch.behavior_log_probs
-    if algorithm.beta and not algorithm.kl_in_loss:
+    rewards = batch.rewards
+    log_probs = batch.policy_log_probs if batch.old_log_probs is None else batch.old_log_probs
+    if algorithm.kl_in_reward:
         assert batch.reference_log_probs is not None
-        rewards = rewards - algorithm.beta * algorithm.kl_terms(log_probs, batch.reference_log_probs, batch.mask)
+        kl = batch.kl_exact
+        kl = algorithm.kl_terms(log_probs, batch.reference_log_probs, batch.mask) if kl is None else kl
+        rewards = rewards - algorithm.beta * kl
     rewards = torch.where(batch.mask, rewards - algorithm.entropy_in_reward * log_probs, torch.zeros_like(rewards))
-    old = log_probs if batch.old_log_probs is None else batch.old_log_probs
-    data = {"actions": batch.actions, "log_probs": log_probs, "log_ratios": old - log_probs}
+    log_ratios = log_probs - batch.behavior_log_probs
+    data = {"actions": batch.actions, "log_probs": log_probs, "log_ratios": log_ratios}
 
     def call(cell: Callable[..., Tensor]) -> Tensor:
         asked = {name: value for name, value in data.items() if name in inspect.signature(cell).parameters}

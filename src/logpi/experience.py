@@ -330,9 +330,19 @@ class EnvironmentExperience:
 
     draws = True
 
-    def __init__(self, policy: Any, environment: Any, *, seed: int, num_generations: int, num_eval_episodes: int):
+    def __init__(
+        self,
+        policy: Any,
+        environment: Any,
+        *,
+        seed: int,
+        num_generations: int,
+        num_eval_episodes: int,
+        exploration_epsilon: float = 0.0,
+    ):
         self.policy, self.environment, self.seed = policy, environment, seed
         self.num_generations, self.num_eval_episodes = num_generations, num_eval_episodes
+        self.exploration_epsilon = exploration_epsilon
 
     def sample(self, step: int, policy_version: int, places: range) -> list[Trajectory]:
         from logpi.rollout.collect import collect
@@ -346,6 +356,7 @@ class EnvironmentExperience:
             environment_stream=Stream.ENVIRONMENT,
             step=step,
             policy_version=policy_version,
+            exploration_epsilon=self.exploration_epsilon,
         )
 
     def plan(self, step: int) -> list[int]:

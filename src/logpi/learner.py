@@ -16,7 +16,7 @@ from logpi.device import is_out_of_memory
 from logpi.errors import InputError, OutOfMemoryError
 from logpi.losses import squared_error
 from logpi.masking import masked_sum
-from logpi.policies.base import Policy, PolicyOutput
+from logpi.policies.base import Policy, PolicyOutput, Reference, scatter
 from logpi.trajectory import Batch
 
 T = TypeVar("T")
@@ -30,7 +30,7 @@ class Gradient:
     loss: float
     num_trajectories: int
     num_trained: int  # of them, the ones whose gradient is not exactly zero
-    log_ratio_max: float  # max |log π − log π_behavior| over trained actions; 0.0 on the first update: same bits
+    log_ratio_max: float  # max |log π − log π when it sampled| over trained actions; 0.0 on the first update: same bits
     log_ratio_mean: float
     clip_fraction: float
     kl: float = 0.0
@@ -97,27 +97,37 @@ class Learner:
         if self.algorithm.baseline == "moving":
             batch = replace(batch, values=batch.mask.to(batch.rewards.dtype) * self.moving_baseline)
         several_updates |= self.algorithm.reads_ratios
-        if uses_values or several_updates:
+        exact = self.algorithm.kl_is_exact
+        if self.reference is not None:
+            out = self._evaluate_all(self.reference, batch, with_states=exact)
+            batch = replace(batch, reference_log_probs=out.log_probs, reference_states=out.states)
+        if uses_values or several_updates or (exact and self.algorithm.kl_in_reward):
             out = self._evaluate_all(self.policy, batch)
+            batch = replace(batch, kl_exact=out.kl_exact)
             if uses_values:
                 batch = replace(batch, values=out.values, final_values=out.final_values)
             if several_updates:
                 batch = replace(batch, old_log_probs=out.log_probs)
-        if self.reference is not None:
-            batch = replace(batch, reference_log_probs=self._evaluate_all(self.reference, batch).log_probs)
         return batch
 
-    def _evaluate_all(self, policy: Policy, batch: Batch) -> PolicyOutput:
-        """Evaluate in micro-batches and put the rows back in order."""
+    def _evaluate(self, policy: Policy, batch: Batch) -> PolicyOutput:
+        """Evaluate one micro-batch; with the exact KL where the reference's states are there."""
+        states = batch.reference_states
+        against = None if states is None else Reference(self.reference, states)
+        return policy.evaluate(batch.actions, batch.mask, batch.truncated, batch.inputs, against)
+
+    def _evaluate_all(self, policy: Policy, batch: Batch, *, with_states: bool = False) -> PolicyOutput:
+        """Evaluate in micro-batches and put the rows back in order; `with_states`: [batch, time, width] here."""
         fields: dict[str, Tensor] = {}
         for rows in micro_batches(batch, self.micro_batch_tokens):
             part = batch.select(rows)
-            out = policy.evaluate(part.actions, part.mask, part.truncated, part.inputs)
-            for name, value in vars(out).items():
+            out = self._evaluate(policy, part)
+            states = scatter(out.states, part.mask) if with_states and out.states is not None else None
+            for name, value in vars(replace(out, states=states)).items():
                 if value is not None:
-                    shape = (len(batch), batch.actions.shape[1]) if value.ndim == 2 else (len(batch),)
+                    shape = (len(batch), *batch.actions.shape[1:], *value.shape[2:])[: value.ndim]
                     whole = fields.setdefault(name, value.new_zeros(shape))
-                    if value.ndim == 2:
+                    if value.ndim >= 2:
                         whole[rows, : value.shape[1]] = value
                     else:
                         whole[rows] = value
@@ -187,7 +197,7 @@ class Learner:
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """Return (Σ token_weights·per-token loss, sums for the record) of one micro-batch."""
         assert batch.advantages is not None and batch.token_weights is not None
-        out = self.policy.evaluate(batch.actions, batch.mask, batch.truncated, batch.inputs)
+        out = self._evaluate(self.policy, batch)
         old_log_probs = out.log_probs.detach() if batch.old_log_probs is None else batch.old_log_probs
         options = self.algorithm.options_of(self.algorithm.surrogate)
         per_token = self.algorithm.surrogate(out.log_probs, old_log_probs, batch.advantages, batch.mask, **options)
@@ -198,7 +208,8 @@ class Learner:
         found: dict[str, float] = {}
         if self.algorithm.kl_in_loss:
             assert batch.reference_log_probs is not None
-            kl = self.algorithm.kl_terms(out.log_probs, batch.reference_log_probs, batch.mask)
+            kl = out.kl_exact
+            kl = self.algorithm.kl_terms(out.log_probs, batch.reference_log_probs, batch.mask) if kl is None else kl
             per_token = per_token + self.algorithm.beta * kl
             found["kl"] = float(masked_sum(kl.detach() * batch.token_weights, batch.mask))
         if self.algorithm.uses_values:
@@ -207,7 +218,7 @@ class Learner:
             per_token = per_token + self.value_coef * value_loss
             found["value_loss"] = float(masked_sum(value_loss.detach() * batch.token_weights, batch.mask))
         with torch.no_grad():
-            log_ratio = torch.where(batch.mask, out.log_probs - batch.behavior_log_probs, 0.0)
+            log_ratio = torch.where(batch.mask, out.log_probs - batch.policy_log_probs, 0.0)
             found["ratio_max"] = float(log_ratio.abs().max())
             found["ratio_sum"] = float(log_ratio.sum())
         found["clipped"] = 0.0 if batch.old_log_probs is None else self._num_clipped(out.log_probs.detach(), batch)

@@ -74,7 +74,7 @@ def step_metrics(trajectories: Sequence[Trajectory], batch: Batch, updates: Sequ
         metrics["completions/unscored_ratio"] = 1 - len(scored) / len(trajectories)
     metrics |= _skips(updates)
     if batch.reference_log_probs is not None:
-        difference = torch.where(batch.mask, batch.behavior_log_probs - batch.reference_log_probs, 0.0)
+        difference = torch.where(batch.mask, batch.policy_log_probs - batch.reference_log_probs, 0.0)
         metrics["kl"] = float(difference.sum() / batch.mask.sum())
     if batch.values is not None:
         metrics["value_loss"] = mean(g.value_loss for g in gradients)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from logpi.algorithms import ALGORITHMS, Algorithm, formula_of
+from logpi.algorithms import ALGORITHMS, KL_PLACES, Algorithm, formula_of
 from logpi.config import Config
 
 # Where the ratio (or the weight) is cut, of surrogates that cut it: (low, high) from ε and ε_high.
@@ -44,7 +44,12 @@ def objective_details(algorithm: Algorithm, config: Config) -> dict[str, Any]:
         "reduction": _cell(algorithm.reduction) | {"denominator_over": "all trajectories of one optimiser step"},
         "clip": _clip(algorithm),
         "clip_can_bind": updates > 1,  # before the first update the ratio is 1
-        "kl": {"place": algorithm.kl, "beta": algorithm.beta, "against": "the policy that training began with"},
+        "kl": {
+            "place": algorithm.kl,
+            "beta": algorithm.beta,
+            "gradient": KL_PLACES[algorithm.kl],
+            "against": "the policy that training began with",
+        },
         "options": dict(sorted(algorithm.resolved_options().items())),
         "set_otherwise": _set_otherwise(algorithm),
         "standardise_advantages": choice.standardise_advantages,
@@ -57,6 +62,7 @@ def objective_details(algorithm: Algorithm, config: Config) -> dict[str, Any]:
         "entropy": {"in_loss": algorithm.entropy_coef, "in_reward": algorithm.entropy_in_reward},
         "policy_transform": config.policy.model_dump(include=TRANSFORM) if language else None,
         "num_spare_prompts": config.rollout.num_spare_prompts,
+        "exploration_epsilon": config.rollout.exploration_epsilon,
         "overlong_tokens": config.reward.overlong_tokens,
         "truncated": config.reward.truncated if language else None,
         "max_completion_length": config.rollout.max_completion_length if language else None,

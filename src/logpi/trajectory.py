@@ -29,7 +29,7 @@ class Trajectory:
     policy_version: int
     actions: Tensor  # [time]
     behavior_log_probs: Tensor  # [time], as sampled
-    entropies: Tensor  # [time], of the distribution that each action was drawn from
+    entropies: Tensor  # [time], of the policy's distribution where each action was drawn
     inputs: Any
     terminated: bool
     truncated: bool
@@ -37,6 +37,7 @@ class Trajectory:
     rewards_by_name: Mapping[str, float | None] = field(default_factory=dict)  # what each reward function gave
     is_baseline: bool = False  # its group's likeliest completion: compared with, not trained on
     failure: str | None = None  # why it can't be trained on
+    policy_log_probs: Tensor | None = None  # [time], of the policy where exploration drew from another one
 
     def __len__(self) -> int:
         return self.actions.shape[0]
@@ -56,11 +57,14 @@ class Batch:
     group: Tensor  # [batch]
     truncated: Tensor  # [batch] bool
     rewards: Tensor  # [batch, time]
-    behavior_log_probs: Tensor  # [batch, time]
+    behavior_log_probs: Tensor  # [batch, time], as sampled
+    policy_log_probs: Tensor  # [batch, time], of the policy then; as sampled but with exploration
     inputs: tuple[Any, ...]
     values: Tensor | None = None  # [batch, time], V before each action, detached
     final_values: Tensor | None = None  # [batch], V where a truncated trajectory stopped, 0 where it terminated
     reference_log_probs: Tensor | None = None  # [batch, time], frozen policy
+    reference_states: Tensor | None = None  # [batch, time, width], what its distributions are computed from
+    kl_exact: Tensor | None = None  # [batch, time], KL(π‖π_ref) before each action, detached
     advantages: Tensor | None = None  # [batch, time], detached
     value_targets: Tensor | None = None  # [batch, time], detached
     importance_weights: Tensor | None = None  # [batch, time], π/μ, detached; None: 1
@@ -115,6 +119,9 @@ def make_batch(trajectories: Sequence[Trajectory]) -> Batch:
         truncated=torch.tensor([t.truncated for t in trajectories]),
         rewards=pad(rewards, time),
         behavior_log_probs=pad([t.behavior_log_probs for t in trajectories], time),
+        policy_log_probs=pad(
+            [t.behavior_log_probs if t.policy_log_probs is None else t.policy_log_probs for t in trajectories], time
+        ),
         inputs=tuple(t.inputs for t in trajectories),
         values=known[:, None] * mask if baselines else None,
     )

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from logpi import estimators, losses
 from logpi.algorithms import ALGORITHMS, Algorithm
 from logpi.learner import Learner
-from logpi.policies.base import PolicyOutput
+from logpi.policies.base import PolicyOutput, Reference
 from logpi.trajectory import Batch
 
 polgrad = pytest.importorskip("polgrad")
@@ -60,7 +60,14 @@ class Given:
     def __init__(self, log_probs: Tensor):
         self.log_probs = log_probs
 
-    def evaluate(self, actions: Tensor, mask: Tensor, truncated: Tensor, inputs: tuple[Any, ...]) -> PolicyOutput:
+    def evaluate(
+        self,
+        actions: Tensor,
+        mask: Tensor,
+        truncated: Tensor,
+        inputs: tuple[Any, ...],
+        reference: Reference | None = None,
+    ) -> PolicyOutput:
         return PolicyOutput(self.log_probs, torch.zeros_like(self.log_probs))
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
@@ -95,6 +102,7 @@ def loss_of(row: Algorithm) -> Any:
             truncated=count < 0,
             rewards=torch.zeros_like(logprobs),
             behavior_log_probs=old_logprobs,
+            policy_log_probs=old_logprobs,
             inputs=tuple(count[:, None]),
             advantages=advantages if advantages.ndim == 2 else advantages[:, None].expand_as(logprobs),
             old_log_probs=old_logprobs,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from logpi.exact.tabular import END, NUM_PROMPTS, PREFIXES, VOCABULARY
 from logpi.policies import attention
-from logpi.policies.base import PolicyOutput
+from logpi.policies.base import PolicyOutput, Reference
 from logpi.policies.causal_lm import CausalLM
 
 PROMPTS = (torch.tensor([1, 2]), torch.tensor([2, 1, 1, 2, 2]))
@@ -41,8 +41,15 @@ class TinyLanguageModel(CausalLM):
             self.value_head.double()
         self.evaluated: Tensor | None = None
 
-    def evaluate(self, actions: Tensor, mask: Tensor, truncated: Tensor, inputs: tuple[Any, ...]) -> PolicyOutput:
-        out = super().evaluate(actions, mask, truncated, inputs)
+    def evaluate(
+        self,
+        actions: Tensor,
+        mask: Tensor,
+        truncated: Tensor,
+        inputs: tuple[Any, ...],
+        reference: Reference | None = None,
+    ) -> PolicyOutput:
+        out = super().evaluate(actions, mask, truncated, inputs, reference)
         self.evaluated = out.log_probs
         return out
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from logpi.policies.base import PolicyOutput
+from logpi.policies.base import PolicyOutput, Reference, kl_exact, scatter
 from logpi.trajectory import Trajectory
 
 END, VOCABULARY, MAX_LENGTH, NUM_PROMPTS = 0, 3, 3, 2
@@ -64,7 +64,14 @@ class TabularPolicy:
         """Return log π of every action in every state, [prompts, prefixes, actions]."""
         return self.logits.log_softmax(-1)
 
-    def evaluate(self, actions: Tensor, mask: Tensor, truncated: Tensor, inputs: tuple[Any, ...]) -> PolicyOutput:
+    def evaluate(
+        self,
+        actions: Tensor,
+        mask: Tensor,
+        truncated: Tensor,
+        inputs: tuple[Any, ...],
+        reference: Reference | None = None,
+    ) -> PolicyOutput:
         padded = torch.nn.utils.rnn.pad_sequence(list(inputs), batch_first=True)
         prompts = padded[:, :1]
         at = torch.nn.functional.pad(padded[:, 1:], (0, actions.shape[1] + 1 - padded.shape[1]))
@@ -74,7 +81,9 @@ class TabularPolicy:
         final = None if values is None else torch.zeros(len(actions), dtype=torch.float64)
         everywhere = -(self.log_probs().exp() * self.log_probs()).sum(-1)
         entropies = torch.where(mask, everywhere[prompts, at], 0.0)
-        return PolicyOutput(chosen, entropies, values, final)
+        here = self.log_probs()[prompts, at][mask]
+        kl = None if reference is None else scatter(kl_exact(here, reference.states[mask]), mask)
+        return PolicyOutput(chosen, entropies, values, final, kl, here)
 
     def inputs(self, prompt: int, states: Tensor) -> Tensor:
         return torch.cat([torch.tensor([prompt]), states])
@@ -125,10 +134,15 @@ def likeliest(policy: Countable, prompt: int) -> int:
     return COMPLETIONS.index(completion)  # type: ignore[arg-type]
 
 
+def returns(kind: str) -> Tensor:
+    """Return R of every completion, [prompts, completions]."""
+    totals = [[sum(rewards(kind, x, i)) for i in range(len(COMPLETIONS))] for x in range(NUM_PROMPTS)]
+    return torch.tensor(totals, dtype=torch.float64)
+
+
 def mean_rewards(policy: Countable, kind: str) -> Tensor:
     """Return J of each prompt, Σ_y π(y|x) R(x, y), by summing over every completion, [prompts]."""
-    totals = [[sum(rewards(kind, x, i)) for i in range(len(COMPLETIONS))] for x in range(NUM_PROMPTS)]
-    return (probabilities(policy) * torch.tensor(totals, dtype=torch.float64)).sum(1)
+    return (probabilities(policy) * returns(kind)).sum(1)
 
 
 def exact_gradient(policy: Countable, kind: str) -> Tensor:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from logpi.device import product_dtype
 from logpi.errors import InputError
@@ -45,18 +44,23 @@ def invariant_attention(
     if attention_mask is None:
         raise InputError(f"{type(module).__name__} drops the mask that it is given; logpi can't run this model")
     batch, num_heads, num_queries, width = query.shape
-    num_key_heads = key.shape[1]
-    repeats = num_heads // num_key_heads
+    num_key_heads, num_keys = key.shape[1:3]
     dtype = product_dtype(query.dtype)
-    folded = query.to(dtype).reshape(batch, num_key_heads, repeats * num_queries, width)
-    scores = torch.matmul(pad_rows(folded, dim=2), key.to(dtype).transpose(2, 3))
-    wide = scores if scores.dtype == torch.float64 else scores.float()
-    scores = wide * (width**-0.5 if scaling is None else scaling)
-    mask = attention_mask[:, :, None].expand(-1, 1, repeats, -1, -1).flatten(2, 3)
-    mask = F.pad(mask, (0, 0, 0, scores.shape[2] - mask.shape[2]))
-    probabilities = torch.softmax(scores.masked_fill(~mask, MASKED), -1)
-    out = torch.matmul(probabilities.to(dtype), value.to(dtype))[:, :, : repeats * num_queries]
+    folded = query.to(dtype).reshape(batch, num_key_heads, -1, width)
+    scores = _product(folded, key.to(dtype).transpose(2, 3))
+    scores = scores.to(torch.promote_types(dtype, torch.float32)) * (width**-0.5 if scaling is None else scaling)
+    scores = scores.reshape(batch, num_key_heads, -1, num_queries, num_keys)
+    scores = scores.masked_fill(~attention_mask[:, :, None], MASKED)
+    probabilities = torch.softmax(scores, -1).to(dtype).view(batch, num_key_heads, -1, num_keys)
+    out = _product(probabilities, value.to(dtype))
     return out.reshape(batch, num_heads, num_queries, width).transpose(1, 2), None
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """Return a @ b; only fp32 and float64 products need rows in eights to be independent of how many there are."""
+    if a.dtype == torch.bfloat16:
+        return torch.matmul(a, b)
+    return torch.matmul(pad_rows(a, dim=2), b)[:, :, : a.shape[2]]
 
 
 def register() -> None:

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from logpi.device import products_in
 from logpi.policies.attention import KEY_MULTIPLE, KeyValues, SharedPrompt, round_up
-from logpi.policies.base import PolicyOutput, scatter
-from logpi.policies.token_log_probs import PLAIN, ROW_MULTIPLE, Transform, distribution, token_log_probs
+from logpi.policies.base import PolicyOutput, Reference, scatter
+from logpi.policies.fused import FusedTrunk, Product
+from logpi.policies.token_log_probs import PLAIN, ROW_MULTIPLE, Transform, pad_rows, token_log_probs
 from logpi.trajectory import pad
 
 
@@ -55,8 +56,11 @@ class CausalLM:
         if self.value_head is not None:
             nn.init.zeros_(self.value_head.weight)
             nn.init.zeros_(self.value_head.bias)
+        self.fused: FusedTrunk | None = None
         self._own_weights()
+        self.sampler_head = Product(self.sampler.get_output_embeddings())
         self.weights_changed()
+        self.fused = FusedTrunk.of(self)
 
     # --- the network -------------------------------------------------------------------------------------------
 
@@ -69,6 +73,8 @@ class CausalLM:
         self, network: Any, tokens: Tensor, positions: Tensor, attend: Tensor, cache: KeyValues
     ) -> Tensor:
         """Run the trunk: tokens, positions [rows, time], attend [rows or 1, 1, time, keys] -> [rows, time, width]."""
+        if self.fused is not None and network is self.sampler:
+            return self.fused(tokens, positions, attend, cache)
         with products_in(self.dtype):
             return network.base_model(
                 input_ids=tokens,
@@ -91,14 +97,25 @@ class CausalLM:
         )
         return hidden[torch.arange(len(prompts)), lengths - 1], cache
 
-    def next_token_log_probs(self, hidden: Tensor, transform: Transform) -> Tensor:
-        """Return log π(· | state) over the vocabulary for sampling, hidden [rows, width] -> [rows, vocabulary]."""
-        head = self.sampler.get_output_embeddings()
-        return distribution(hidden, head.weight, head.bias, transform)
+    def next_token_logits(self, hidden: Tensor) -> Tensor:
+        """Return the logits of the next token for sampling, hidden [rows, width] -> [rows, vocabulary]."""
+        return self.sampler_head(pad_rows(hidden))[: len(hidden)]
+
+    def head(self) -> tuple[Tensor, Tensor | None]:
+        """Return weight [vocabulary, width] and bias of the layer that turns states into logits."""
+        layer = self.network.get_output_embeddings()
+        return layer.weight, layer.bias
 
     # --- what the learner asks ---------------------------------------------------------------------------------
 
-    def evaluate(self, actions: Tensor, mask: Tensor, truncated: Tensor, inputs: tuple[Any, ...]) -> PolicyOutput:
+    def evaluate(
+        self,
+        actions: Tensor,
+        mask: Tensor,
+        truncated: Tensor,
+        inputs: tuple[Any, ...],
+        reference: Reference | None = None,
+    ) -> PolicyOutput:
         """Score completions; `inputs` are the prompts' token ids, one tensor a row. A cut completion is an outcome of
         its own, scored as it is: its final value is 0."""
         prompts, prompt_of_row = _distinct(inputs)
@@ -115,10 +132,10 @@ class CausalLM:
             positions = positions.clamp(max=self.context_length - 1)  # padding only: real ones were checked
             hidden = self.hidden_states(self.network, tokens, positions, attend[:, None], shared)
             states = torch.cat([states, hidden[:, :num_inputs]], 1)
-        head = self.network.get_output_embeddings()
         states = states[mask]
-        log_probs, entropies = token_log_probs(
-            states, head.weight, head.bias, actions[mask], self.transform, self.dtype
+        against = None if reference is None else (reference.states[mask], *reference.policy.head())
+        log_probs, entropies, kl = token_log_probs(
+            states, *self.head(), actions[mask], self.transform, self.dtype, against
         )
         values = None if self.value_head is None else scatter(self.value_head(states)[:, 0].float(), mask)
         return PolicyOutput(
@@ -126,6 +143,8 @@ class CausalLM:
             scatter(entropies, mask),
             values,
             None if values is None else torch.zeros(len(actions)),
+            None if kl is None else scatter(kl, mask),
+            states,
         )
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
@@ -142,7 +161,7 @@ class CausalLM:
             copied.module, copied.is_lora = _base_network(self), False
         else:
             copied.module = copy.deepcopy(self.module).requires_grad_(False)
-        copied.sampler = copied.module
+        copied.sampler, copied.fused = copied.module, None
         copied._owned = []
         return copied
 
@@ -177,6 +196,9 @@ class CausalLM:
             for name, parameter in base.named_parameters(recurse=False):
                 adapted = name == "weight" and is_adapted(source)
                 getattr(layer, name).copy_(merged_weight(source) if adapted else parameter)
+        self.sampler_head.refresh()
+        if self.fused is not None:
+            self.fused.refresh()
 
 
 def _distinct(inputs: tuple[Tensor, ...]) -> tuple[list[Tensor], Tensor]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from logpi.policies.base import PolicyOutput, scatter
+from logpi.policies.base import PolicyOutput, Reference, kl_exact, scatter
 from logpi.randomness import Stream, library_draws
 
 
@@ -43,7 +43,14 @@ class MLP:
         """Return log π(·|s) for observations [..., features], over all actions."""
         return torch.log_softmax(self.module["policy"](observations), dim=-1)
 
-    def evaluate(self, actions: Tensor, mask: Tensor, truncated: Tensor, inputs: tuple[Any, ...]) -> PolicyOutput:
+    def evaluate(
+        self,
+        actions: Tensor,
+        mask: Tensor,
+        truncated: Tensor,
+        inputs: tuple[Any, ...],
+        reference: Reference | None = None,
+    ) -> PolicyOutput:
         """Score actions; each trajectory's observations hold one more row than actions: the state it stopped in."""
         observations = torch.cat([observed[:-1] for observed in inputs])
         log_probs = self.action_log_probs(observations)
@@ -57,6 +64,8 @@ class MLP:
             entropies=scatter(entropies, mask),
             values=scatter(values, mask),
             final_values=final * truncated,
+            kl_exact=None if reference is None else scatter(kl_exact(log_probs, reference.states[mask]), mask),
+            states=log_probs,  # few actions: the distributions themselves
         )
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:

@@ -11,14 +11,19 @@ the row's logits alone.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from logpi.policies.base import kl_exact
+
 ROW_MULTIPLE = 8
-CHUNK_ROWS = 128
+CHUNK_ROWS = 512
+SLICE_ROWS = 16  # of logits: they stay in the processor's cache from one pass to the next
+PIECE_ROWS = 4096  # of the head's gradient
 LOG_ZERO = -1e4  # its exponential is exactly 0, and so is 0 · log 0
 
 
@@ -54,11 +59,9 @@ def pad_rows(tensor: Tensor, multiple: int = ROW_MULTIPLE, dim: int = 0) -> Tens
     return F.pad(tensor, widths)
 
 
-def action_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
-    """Return logits / temperature [rows, vocabulary] in fp32, or float64 when the product is; rows a multiple of 8."""
-    logits = F.linear(hidden.to(weight.dtype), weight, bias)
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    return logits if temperature == 1.0 else logits / temperature
+def next_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return the head's product [rows, vocabulary] in the weight's dtype; rows a multiple of 8."""
+    return F.linear(pad_rows(hidden).to(weight.dtype), weight, bias)
 
 
 def lowest_kept(logits: Tensor, transform: Transform) -> Tensor:
@@ -92,71 +95,96 @@ def _lowest_of_mass(logits: Tensor, mass: float) -> Tensor:
         size *= 8
 
 
-def log_policy(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    transform: Transform,
-    *,
-    actions: Tensor | None = None,
-    lowest: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """Return (log π over the whole vocabulary [rows, vocabulary], the smallest logit kept [rows, 1]), few rows at once.
+@dataclass(frozen=True)
+class Softmax:
+    """π of few rows: π = weights / total, log π = shifted − log total. Not log_softmax: on a CPU it adds up the
+    vocabulary in one float32 sum, 1e-5 off; `sum` adds in pairs."""
 
-    log π = logits/T − log Σ_{kept} exp(logits/T) for tokens that are kept, -inf for others; None where none is cut.
+    shifted: Tensor  # [rows, vocabulary], (logits − the row's largest) / temperature; -inf: cut
+    weights: Tensor  # [rows, vocabulary], exp(shifted)
+    total: Tensor  # [rows, 1], of the weights
+
+    def log_probs(self, actions: Tensor | None = None) -> Tensor:
+        """Return log π of one action a row, [rows]; of all of them, [rows, vocabulary]."""
+        if actions is None:
+            return self.shifted - self.total.log()
+        return (self.shifted.gather(1, actions[:, None]) - self.total.log())[:, 0]
+
+    def entropy(self) -> Tensor:
+        """Return H(π) = log total − Σ π·shifted, [rows], in nats; a probability of 0 adds 0."""
+        surprise = self.shifted.clamp(min=LOG_ZERO).mul_(self.weights).sum(-1, keepdim=True) / self.total
+        return (self.total.log() - surprise)[:, 0]
+
+
+def softmax(
+    logits: Tensor, transform: Transform, *, actions: Tensor | None = None, lowest: Tensor | None = None
+) -> tuple[Softmax, Tensor | None]:
+    """Return (π of few rows, the smallest logit kept [rows, 1]; None where none is cut), logits [rows, vocabulary] in
+    any dtype, computed in fp32, or float64 when they are.
+
     `actions` [rows] were drawn: each is kept, with all that are likelier, should rounding put it beyond the edge.
-    `lowest` is what an earlier call on the same rows returned: the same tokens are kept again. Not log_softmax: on a
-    CPU it adds up the vocabulary in one float32 sum, 1e-5 off; logsumexp adds in pairs.
+    `lowest` is what an earlier call on the same rows returned: the same tokens are kept again.
     """
-    num_rows = len(hidden)
-    logits = action_logits(pad_rows(hidden), weight, bias, transform.temperature)
+    num_rows = len(logits)
+    wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    logits = pad_rows(logits).to(wide, copy=True)  # threads share the sum of a row that is alone, in another order
+    if transform.temperature != 1.0:
+        logits /= transform.temperature
     if transform.cuts:
         if lowest is None:
             lowest = lowest_kept(logits[:num_rows], transform)
             if actions is not None:
                 lowest = torch.minimum(lowest, logits[:num_rows].gather(1, actions[:, None]))
         logits.masked_fill_(logits < pad_rows(lowest), -torch.inf)
-    return (logits - torch.logsumexp(logits, -1, keepdim=True))[:num_rows], lowest
+    shifted = logits.sub_(logits.amax(-1, keepdim=True))
+    weights = shifted.exp()
+    total = weights.sum(-1, keepdim=True)
+    return Softmax(shifted[:num_rows], weights[:num_rows], total[:num_rows]), lowest
 
 
-def distribution(hidden: Tensor, weight: Tensor, bias: Tensor | None, transform: Transform) -> Tensor:
-    """Return log π over the whole vocabulary for few rows (a decoding step), [rows, vocabulary]."""
-    return log_policy(hidden, weight, bias, transform)[0]
-
-
-def entropy(log_probs: Tensor) -> Tensor:
-    """Return H = −Σ p log p over the last axis, in nats, without gradient; a probability of 0 adds 0."""
-    return -log_probs.exp().mul_(log_probs.clamp(min=LOG_ZERO)).sum(-1)
+def slices(start: int, num_rows: int) -> Iterator[tuple[slice, slice]]:
+    """Yield (place in the chunk, place among all rows) of few rows of the chunk that begins at `start`: as many as stay
+    in the processor's cache from one pass over the vocabulary to the next."""
+    for first in range(start, max(min(num_rows, start + CHUNK_ROWS), 1), SLICE_ROWS):
+        last = min(first + SLICE_ROWS, num_rows)
+        yield slice(first - start, last - start), slice(first, last)
 
 
 class _TokenLogProbs(torch.autograd.Function):
-    """(log π(action), H(π)) of π = softmax((hidden Wᵀ + b) / T) over the tokens kept, recomputing each chunk's logits
-    in backward. What is kept counts as a constant: exact almost everywhere.
+    """(log π(action), H(π), KL(π‖π_ref)) of π = softmax((hidden Wᵀ + b) / T) over the tokens kept, recomputing each
+    chunk's logits in backward. What is kept counts as a constant: exact almost everywhere.
 
-    ∂ log π(a)/∂logit_v = (1{v = a} − p_v) / T,  ∂H/∂logit_v = −p_v (log p_v + H) / T.
+    ∂ log π(a)/∂logit_v = (1{v = a} − p_v) / T,  ∂H/∂logit_v = −p_v (log p_v + H) / T,
+    ∂KL/∂logit_v = p_v (log p_v − log q_v − KL) / T, q the reference's probabilities.
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, actions, transform, dtype):
+    def forward(ctx, hidden, weight, bias, actions, transform, dtype, reference):
         product_weight = weight.to(dtype)
         product_bias = None if bias is None else bias.to(dtype)
-        log_probs, entropies, lowest = [], [], []
-        for rows, chosen in zip(hidden.split(CHUNK_ROWS), actions.split(CHUNK_ROWS), strict=True):
-            all_log_probs, edge = log_policy(rows, product_weight, product_bias, transform, actions=chosen)
-            log_probs.append(all_log_probs.gather(1, chosen[:, None])[:, 0])
-            entropies.append(entropy(all_log_probs))
-            lowest += [] if edge is None else [edge]
-        out = torch.cat(log_probs), torch.cat(entropies)
-        ctx.save_for_backward(
-            hidden, product_weight, product_bias, actions, out[1], torch.cat(lowest) if lowest else None
-        )
+        against = [] if reference is None else [reference[0], *(x if x is None else x.to(dtype) for x in reference[1:])]
+        log_probs, entropies, kl, lowest = [], [], [], []
+        for start in range(0, max(1, len(hidden)), CHUNK_ROWS):
+            rows = slice(start, start + CHUNK_ROWS)
+            logits = next_logits(hidden[rows], product_weight, product_bias)
+            reference_logits = next_logits(against[0][rows], *against[1:]) if against else None
+            for few, place in slices(start, len(hidden)):
+                found, edge = softmax(logits[few], transform, actions=actions[place])
+                log_probs.append(found.log_probs(actions[place]))
+                entropies.append(found.entropy())
+                lowest += [] if edge is None else [edge]
+                if reference_logits is not None:
+                    kl.append(kl_exact(found.log_probs(), softmax(reference_logits[few], transform)[0].log_probs()))
+        out = torch.cat(log_probs), torch.cat(entropies), torch.cat(kl) if kl else None
+        edges = torch.cat(lowest) if lowest else None
+        ctx.save_for_backward(hidden, product_weight, product_bias, actions, edges, *out[1:], *against)
         ctx.transform, ctx.has_bias = transform, bias is not None
         ctx.set_materialize_grads(False)  # an entropy that nobody asks the gradient of costs none
         return out
 
     @staticmethod
-    def backward(ctx, grad_log_probs, grad_entropies):
-        hidden, weight, bias, actions, entropies, lowest = ctx.saved_tensors
+    def backward(ctx, grad_log_probs, grad_entropies, grad_kl):
+        hidden, weight, bias, actions, lowest, entropies, kl, *against = ctx.saved_tensors
         want_hidden, want_weight, want_bias = ctx.needs_input_grad[:3]
         if grad_log_probs is None:
             grad_log_probs = torch.zeros_like(entropies)
@@ -167,32 +195,54 @@ class _TokenLogProbs(torch.autograd.Function):
         grad_bias = weight.new_zeros(weight.shape[0], dtype=wide) if want_bias and ctx.has_bias else None
         for start in range(0, len(hidden), CHUNK_ROWS):
             rows = slice(start, start + CHUNK_ROWS)
-            scale = (grad_log_probs[rows] / ctx.transform.temperature)[:, None]
-            kept = None if lowest is None else lowest[rows]
-            all_log_probs, _ = log_policy(hidden[rows], weight, bias, ctx.transform, lowest=kept)
-            if grad_entropies is None:
-                grad_logits = all_log_probs.exp_().mul_(-scale)
-            else:
-                entropy_scale = (grad_entropies[rows] / ctx.transform.temperature)[:, None]
-                slopes = all_log_probs.clamp(min=LOG_ZERO).add_(entropies[rows, None]).mul_(entropy_scale).add_(scale)
-                grad_logits = all_log_probs.exp_().mul_(slopes.neg_())
-            grad_logits.scatter_add_(1, actions[rows][:, None], scale.to(grad_logits.dtype))
+            logits = next_logits(hidden[rows], weight, bias)[: len(hidden[rows])]
+            reference_logits = next_logits(against[0][rows], *against[1:]) if grad_kl is not None else None
+            for few, place in slices(start, len(hidden)):  # logits become their own gradients
+                found, _ = softmax(logits[few], ctx.transform, lowest=None if lowest is None else lowest[place])
+                scale = (grad_log_probs[place] / ctx.transform.temperature)[:, None]
+                slopes = -scale
+                if grad_entropies is not None:
+                    entropy_scale = (grad_entropies[place] / ctx.transform.temperature)[:, None]
+                    surprise = found.log_probs().clamp_(min=LOG_ZERO).add_(entropies[place, None])
+                    slopes = surprise.mul_(-entropy_scale).add_(slopes)
+                if reference_logits is not None and grad_kl is not None:
+                    kl_scale = (grad_kl[place] / ctx.transform.temperature)[:, None]
+                    log_ratios = found.log_probs() - softmax(reference_logits[few], ctx.transform)[0].log_probs()
+                    slopes = log_ratios.sub_(kl[place, None]).mul_(kl_scale).add_(slopes)
+                own = found.weights.mul_(slopes / found.total)
+                logits[few] = own.scatter_add_(1, actions[place][:, None], scale.to(own.dtype))
+            grad_logits = logits
             if grad_bias is not None:
-                grad_bias += grad_logits.sum(0)
-            grad_logits = grad_logits.to(weight.dtype)
+                grad_bias += grad_logits.sum(0, dtype=wide)
             if grad_hidden is not None:
                 grad_hidden[rows] = (grad_logits @ weight).to(hidden.dtype)
             if grad_weight is not None:
-                grad_weight += grad_logits.T @ hidden[rows].to(weight.dtype)
-        return grad_hidden, grad_weight, grad_bias, None, None, None
+                _add_product(grad_weight, grad_logits.T, hidden[rows].to(weight.dtype))
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """Add a @ b to `total`, piece by piece: a whole product in another dtype costs more to convert than to compute."""
+    for start in range(0, len(total), PIECE_ROWS):
+        piece = slice(start, start + PIECE_ROWS)
+        total[piece] += a[piece] @ b
 
 
 def token_log_probs(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, actions: Tensor, transform: Transform, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Return (log π(action | hidden), entropy of π(· | hidden)), [rows] each, differentiable in hidden, weight, bias.
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    actions: Tensor,
+    transform: Transform,
+    dtype: torch.dtype,
+    reference: tuple[Tensor, Tensor, Tensor | None] | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return (log π(action | hidden), entropy of π(· | hidden), KL(π‖π_ref)), [rows] each, differentiable in hidden,
+    weight, bias.
 
     hidden [rows, width], weight [vocabulary, width], actions [rows]; `dtype` is the product's. The policy is the one
-    that `transform` makes of the logits, as in sampling.
+    that `transform` makes of the logits, as in sampling. `reference`: hidden, weight, bias of another network at the
+    same rows, under the same transform, taken as constants; the KL is None without it, and infinite or NaN where tokens
+    are cut.
     """
-    return _TokenLogProbs.apply(hidden, weight, bias, actions, transform, dtype)
+    return _TokenLogProbs.apply(hidden, weight, bias, actions, transform, dtype, reference)

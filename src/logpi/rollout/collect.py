@@ -13,7 +13,7 @@ from logpi.errors import InputError, NonFiniteError
 from logpi.policies.mlp import MLP
 from logpi.policies.token_log_probs import pad_rows
 from logpi.randomness import Stream, integer_seed, uniforms
-from logpi.rollout.sampling import draw
+from logpi.rollout.sampling import draw, with_exploration
 from logpi.trajectory import Trajectory
 
 # Positions whose uniform numbers are computed at once: Philox costs nearly the same for 1 as for 64.
@@ -33,11 +33,13 @@ def collect(
     policy_version: int = 0,
     deterministic: bool = False,
     max_steps: int | None = None,
+    exploration_epsilon: float = 0.0,
 ) -> list[Trajectory]:
     """Run `num_episodes` fresh episodes to their ends; episode i is sample i of one group.
 
     Actions are drawn by (seed, stream, step, episode, position), or are the likeliest ones when `deterministic`; start
-    states by (seed, environment_stream, step). `max_steps` truncates like the environment's own limit.
+    states by (seed, environment_stream, step). `max_steps` truncates like the environment's own limit. With
+    `exploration_epsilon` they are drawn from a mixture with the uniform distribution, and recorded with its log-prob.
     """
     limit = min(n for n in (environment.max_episode_steps, max_steps, np.inf) if n is not None)
     if limit == np.inf:
@@ -48,7 +50,8 @@ def collect(
     running = np.ones(num_episodes, dtype=bool)
     while running.any() and len(actions) < limit:
         log_probs.append(policy.action_log_probs(pad_rows(torch.from_numpy(observed)))[:num_episodes])
-        actions.append(log_probs[-1].argmax(-1) if deterministic else draw(log_probs[-1], next(numbers)))
+        drawn_from = with_exploration(log_probs[-1], exploration_epsilon) if exploration_epsilon else log_probs[-1]
+        actions.append(log_probs[-1].argmax(-1) if deterministic else draw(drawn_from.exp(), next(numbers)))
         observed, reward, has_terminated, was_truncated = environment.step(actions[-1].numpy())
         observations.append(observed)
         rewards.append(reward)
@@ -63,6 +66,7 @@ def collect(
         np.stack(terminated, 1),
         np.stack(truncated, 1),
         policy_version,
+        exploration_epsilon,
     )
 
 
@@ -99,12 +103,16 @@ def _cut(
     terminated: np.ndarray,
     truncated: np.ndarray,
     policy_version: int,
+    exploration_epsilon: float,
 ) -> list[Trajectory]:
     """Cut [episodes, steps, ...] into episodes at their first ends; what came after belongs to none."""
     ended = terminated | truncated
     lengths = np.where(ended.any(1), ended.argmax(1) + 1, ended.shape[1])
     has_terminated = terminated[np.arange(len(lengths)), lengths - 1]
     chosen = log_probs.gather(-1, actions[..., None])[..., 0]
+    behavior = chosen
+    if exploration_epsilon:
+        behavior = with_exploration(log_probs, exploration_epsilon).gather(-1, actions[..., None])[..., 0]
     entropies = -(log_probs.exp() * log_probs).sum(-1)
     trajectories = [
         Trajectory(
@@ -113,7 +121,8 @@ def _cut(
             group=0,
             policy_version=policy_version,
             actions=actions[i, :length],
-            behavior_log_probs=chosen[i, :length],
+            behavior_log_probs=behavior[i, :length],
+            policy_log_probs=chosen[i, :length] if exploration_epsilon else None,
             entropies=entropies[i, :length],
             inputs=observations[i, : length + 1],
             terminated=bool(has_terminated[i]),

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from logpi.policies.attention import KEY_MULTIPLE, round_up
 from logpi.policies.causal_lm import CausalLM
-from logpi.policies.token_log_probs import PLAIN, ROW_MULTIPLE, entropy
+from logpi.policies.token_log_probs import PLAIN, ROW_MULTIPLE, SLICE_ROWS, Transform, softmax
 from logpi.randomness import Stream, uniforms
 from logpi.rollout.kv_cache import SlotCache
 from logpi.rollout.sampling import draw
@@ -102,26 +102,23 @@ def _run(
     randoms = _uniforms(prompts, num_generations, sampling, step)
     last_hidden, prompt_cache = policy.prompt_pass(policy.sampler, [p.tokens for p in prompts])
     transform = PLAIN if sampling.greedy else policy.transform
-    log_probs = policy.next_token_log_probs(last_hidden, transform)[prompt_of_row]
+    logits = policy.next_token_logits(last_hidden)[prompt_of_row]
     running = completions
-    capacity = max(len(p.tokens) for p in prompts) + sampling.max_new_tokens
     num_slots = round_up(len(completions), ROW_MULTIPLE)
     cache: SlotCache | None = None
     for position in range(sampling.max_new_tokens):
-        rows = [c.row for c in running]
-        tokens = log_probs.argmax(-1) if sampling.greedy else draw(log_probs, randoms[rows, position])
-        _record(running, tokens, log_probs, policy.eos_token_ids)
+        numbers = None if sampling.greedy else randoms[[c.row for c in running], position]
+        _record(running, *_choose(logits, transform, numbers), policy.eos_token_ids)
         survivors = [i for i, c in enumerate(running) if not c.ended and c.failure is None]
         if not survivors or position == sampling.max_new_tokens - 1:
             break
         if cache is None:
-            cache = SlotCache(prompt_cache, prompt_of_row, num_slots, capacity)
+            cache = SlotCache(prompt_cache, prompt_of_row, num_slots)
         if len(survivors) < len(running):
             survivors = _fill_holes(survivors)
             cache.keep(torch.tensor(survivors))
             running = [running[i] for i in survivors]
-        hidden = _decode(policy, running, cache)
-        log_probs = policy.next_token_log_probs(hidden, transform)
+        logits = policy.next_token_logits(_decode(policy, running, cache))
     return completions
 
 
@@ -134,14 +131,27 @@ def _uniforms(prompts: Sequence[TokenPrompt], num_generations: int, sampling: Sa
     return uniforms(sampling.seed, sampling.stream, step, uids, samples, positions)
 
 
-def _record(running: list[_Completion], tokens: Tensor, log_probs: Tensor, eos_token_ids: tuple[int, ...]) -> None:
-    """Append each row's token with its log-prob and the entropy of the distribution that it came from."""
-    chosen = log_probs.gather(1, tokens[:, None])[:, 0]
-    entropies = entropy(log_probs)
-    finite = torch.isfinite(chosen).tolist()
+def _choose(logits: Tensor, transform: Transform, uniforms: np.ndarray | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return each row's token, drawn by its uniform number (None: the likeliest), its log-prob and the entropy of the
+    distribution that it came from."""
+    tokens, log_probs, entropies = [], [], []
+    for start in range(0, len(logits), SLICE_ROWS):
+        few = slice(start, start + SLICE_ROWS)
+        found, _ = softmax(logits[few], transform)
+        tokens.append(logits[few].argmax(-1) if uniforms is None else draw(found.weights, uniforms[few]))
+        log_probs.append(found.log_probs(tokens[-1]))
+        entropies.append(found.entropy())
+    return torch.cat(tokens), torch.cat(log_probs), torch.cat(entropies)
+
+
+def _record(
+    running: list[_Completion], tokens: Tensor, log_probs: Tensor, entropies: Tensor, eos_token_ids: tuple[int, ...]
+) -> None:
+    """Append each row's token with its log-prob and entropy."""
+    finite = torch.isfinite(log_probs).tolist()
     for i, (completion, token) in enumerate(zip(running, tokens.tolist(), strict=True)):
         completion.tokens.append(token)
-        completion.log_probs.append(chosen[i])
+        completion.log_probs.append(log_probs[i])
         completion.entropies.append(entropies[i])
         completion.ended = token in eos_token_ids
         if not finite[i]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from logpi.device import product_dtype
 from logpi.policies.attention import KEY_MULTIPLE, KeyValues, round_up
@@ -12,36 +13,43 @@ from logpi.policies.attention import KEY_MULTIPLE, KeyValues, round_up
 class SlotCache(KeyValues):
     """Keys and values of every layer, [slots, heads, capacity, width]; key j of a slot is its position j.
 
-    The running completions are always slots 0 … n−1, so a decoding step reads views and copies nothing. `place` puts
-    prompts into slots, `keep` moves the survivors down when completions finish.
+    The running completions are always slots 0 … n−1, so a decoding step reads views and copies nothing. `keep` moves
+    the survivors down when completions finish.
     """
 
-    def __init__(self, prompt: KeyValues, prompt_of_slot: Tensor, num_slots: int, capacity: int):
+    def __init__(self, prompt: KeyValues, prompt_of_slot: Tensor, num_slots: int):
         super().__init__()
-        capacity = round_up(capacity, KEY_MULTIPLE)
         self.positions = torch.zeros(num_slots, dtype=torch.long)  # where the next token of each slot is written
-        self.num_keys = capacity  # until the first `begin` says how many are in use: prompts fill any number
         for layer, prompt_keys in prompt.keys.items():
             for store, source in ((self.keys, prompt_keys), (self.values, prompt.values[layer])):
-                length = min(source.shape[2], capacity)
-                slots = source.new_zeros((num_slots, source.shape[1], capacity, source.shape[3]))
-                slots[: len(prompt_of_slot), :, :length] = source[prompt_of_slot][:, :, :length]
+                slots = source.new_zeros((num_slots, *source.shape[1:]))
+                slots[: len(prompt_of_slot)] = source[prompt_of_slot]
                 store[layer] = slots
 
     def begin(self, positions: Tensor) -> None:
-        """Announce the next step: slot i writes its token at positions[i]."""
+        """Announce the next step: slot i writes its token at positions[i]. Room for keys grows by 64: what is there is
+        read in one piece, without a copy."""
         self.positions = positions
         self.rows = torch.arange(len(positions))
-        self.num_keys = round_up(int(positions.max()) + 1, KEY_MULTIPLE)
+        missing = round_up(int(positions.max()) + 1, KEY_MULTIPLE) - self.num_keys
+        if missing > 0:
+            for store in (self.keys, self.values):
+                for layer, kept in store.items():
+                    store[layer] = F.pad(kept[: len(positions)], (0, 0, 0, missing))
+
+    @property
+    def num_keys(self) -> int:
+        """Keys of a slot that there is room for."""
+        return self.keys[0].shape[2]
 
     def update(self, key: Tensor, value: Tensor, layer_idx: int, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        """Write one token a slot; return views of the first n slots and the keys up to the longest, in 64s."""
+        """Write one token a slot; return views of the first n slots."""
         dtype = product_dtype(key.dtype)
         keys, values = self.keys[layer_idx], self.values[layer_idx]
         keys[self.rows, :, self.positions] = key[:, :, 0].to(dtype)
         values[self.rows, :, self.positions] = value[:, :, 0].to(dtype)
         num_rows = len(self.rows)
-        return keys[:num_rows, :, : self.num_keys], values[:num_rows, :, : self.num_keys]
+        return keys[:num_rows], values[:num_rows]
 
     def keep(self, survivors: Tensor) -> None:
         """Make slot `survivors[i]` slot i; the ones already in place stay where they are."""
@@ -50,4 +58,4 @@ class SlotCache(KeyValues):
             return
         source, target = survivors[moved], torch.arange(len(survivors))[moved]
         for store in (*self.keys.values(), *self.values.values()):
-            store[target, :, : self.num_keys] = store[source, :, : self.num_keys]
+            store[target] = store[source]

@@ -9,17 +9,25 @@ from torch import Tensor
 BLOCK = 256
 
 
-def draw(log_probs: Tensor, uniforms: np.ndarray) -> Tensor:
-    """Draw one action a row by inverse CDF: log_probs [rows, actions], one uniform number a row -> actions [rows].
+def with_exploration(log_probs: Tensor, epsilon: float) -> Tensor:
+    """Return log μ, μ = (1 − ε) π + ε/|A|: with chance ε an action drawn uniformly; log_probs [rows, actions] of π.
 
-    Two levels (block sums, then inside the block), in float64. A row's result depends on its own log-probs and uniform
-    number only. An action of probability 0 is never drawn.
+    Draws from μ need importance weights π/μ; without them they climb another objective than the policy's.
     """
-    rows, num_actions = log_probs.shape
-    probabilities = log_probs.exp()
+    return torch.log((1 - epsilon) * log_probs.exp() + epsilon / log_probs.shape[-1])
+
+
+def draw(weights: Tensor, uniforms: np.ndarray) -> Tensor:
+    """Draw one action a row by inverse CDF: weights [rows, actions], π but for a factor of the row, and one uniform
+    number a row -> actions [rows].
+
+    Two levels (block sums, then inside the block), added up in float64. A row's result depends on its own weights and
+    uniform number only. An action of probability 0 is never drawn.
+    """
+    rows, num_actions = weights.shape
     block = min(BLOCK, num_actions)
-    blocks = torch.nn.functional.pad(probabilities, (0, -num_actions % block)).view(rows, -1, block)
-    block_ends = blocks.sum(-1, dtype=torch.float64).cumsum(-1)
+    blocks = torch.nn.functional.pad(weights, (0, -num_actions % block)).view(rows, -1, block)
+    block_ends = blocks.sum(-1).to(torch.float64).cumsum(-1)
     target = torch.from_numpy(np.asarray(uniforms)).to(torch.float64)[:, None] * block_ends[:, -1:]
     # the first end above the target: its block has probability of its own, however small
     chosen = (block_ends > target).int().argmax(-1)

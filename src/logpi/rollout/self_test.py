@@ -17,6 +17,7 @@ from logpi.device import products_in
 from logpi.policies.adapters import product_layers
 from logpi.policies.attention import invariant_attention
 from logpi.policies.causal_lm import CausalLM
+from logpi.policies.fused import Product
 from logpi.policies.token_log_probs import CHUNK_ROWS
 from logpi.rollout.engine import Sampling, TokenPrompt, generate
 from logpi.trajectory import make_batch
@@ -54,13 +55,16 @@ def self_test(policy: CausalLM) -> SelfTest:
 
 
 def _products(policy: CausalLM) -> dict[str, bool]:
-    head = policy.sampler.get_output_embeddings()
-    layers: list[Any] = [layer for _, layer in product_layers(policy.sampler) if layer is not head]
+    if policy.fused is not None:
+        products: dict[tuple[int, ...], Any] = {product.shape: product for product in policy.fused.products()}
+    else:
+        head = policy.sampler.get_output_embeddings()
+        layers: list[Any] = [layer for _, layer in product_layers(policy.sampler) if layer is not head]
+        products = {tuple(layer.weight.shape): layer for layer in layers}
     found = {}
-    for shape, layer in {tuple(layer.weight.shape): layer for layer in layers}.items():
-        inputs = shape[1] if isinstance(layer, torch.nn.Linear) else shape[0]  # GPT-2 keeps its weights turned
-        rows = _numbers(MANY, inputs, like=policy)
-        found[f"product {shape[0]}×{shape[1]}"] = _rows_alone(layer, rows)
+    for shape, product in products.items():
+        inputs = shape[1] if isinstance(product, torch.nn.Linear | Product) else shape[0]  # GPT-2 keeps weights turned
+        found[f"product {shape[0]}×{shape[1]}"] = _rows_alone(product, _numbers(MANY, inputs, like=policy))
     return found
 
 
@@ -76,7 +80,7 @@ def _norms(policy: CausalLM) -> dict[str, bool]:
 def _head(policy: CausalLM) -> dict[str, bool]:
     width = policy.sampler.get_output_embeddings().weight.shape[1]
     states = _numbers(CHUNK_ROWS, width, like=policy)
-    return {"head": _rows_alone(lambda rows: policy.next_token_log_probs(rows, policy.transform), states)}
+    return {"head": _rows_alone(lambda rows: policy.next_token_logits(rows), states)}
 
 
 def _rows_alone(function: Any, rows: Tensor) -> bool:

@@ -1,0 +1,63 @@
+"""Training steps of logpi: sample, score, gradient, update."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rewards import checksum
+from texts import additions
+
+sys.path.append(str(Path(__file__).parents[1]))
+from reliability import Silent
+from side_by_side import serve
+
+from logpi import api
+from logpi.config import make_config
+from logpi.learner import Learner
+from logpi.run_folder import RunFolder
+from logpi.trainer import Trainer
+
+torch.set_num_threads(2)
+padding = int(sys.argv[2]) if len(sys.argv) > 2 else 0
+rows = [{"prompt": chat, "answer": answer} for chat, answer in additions(256, padding)]
+config = make_config(
+    {
+        "recipe": "custom",
+        "max_steps": 1000,
+        "task": {"name": "custom", "data": rows, "rewards": checksum},
+        "policy": {"model": sys.argv[1]},
+        "algorithm": {"name": "dapo"},
+        "rollout": {"num_prompts": 8, "num_generations": 8, "max_completion_length": 64},
+        "learner": {"learning_rate": 1e-6},
+    },
+    "benchmark",
+)
+torch.use_deterministic_algorithms(True)
+experience, policy, algorithm = api.build(config)
+learner = Learner(policy, algorithm, learning_rate=1e-6, micro_batch_tokens=config.learner.micro_batch_tokens)
+folder = tempfile.TemporaryDirectory(prefix="logpi-bench-")
+
+
+def work(asked: dict[str, Any]) -> dict[str, Any]:
+    trainer.seconds = {}
+    start = time.perf_counter()
+    found, metrics = trainer.step()
+    return {
+        "seconds": time.perf_counter() - start,
+        "tokens": sum(len(t) for t in found),
+        "parts": {name: round(value, 2) for name, value in trainer.seconds.items()},
+        "informative": 1 - metrics["frac_reward_zero_std"],
+        "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+    }
+
+
+with RunFolder.open(Path(folder.name) / "run", config.plain()) as record:
+    trainer = Trainer(config, experience, algorithm, learner, record, Silent())
+    serve(work)
+folder.cleanup()

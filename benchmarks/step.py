@@ -1,0 +1,52 @@
+"""Training steps side by side: `python benchmarks/step.py [--trl PYTHON] [--rounds 3] [--padding 0]`.
+
+SmolLM2-135M, 8 prompts × 8 completions of at most 64 tokens, bf16, 2 threads, full fine-tuning, every group with a
+gradient, no KL. logpi's step (dapo) and, where its interpreter is named, TRL's GRPO with and without gradient
+checkpointing: the better of the two counts. `--padding 160` makes prompts of about 200 tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from side_by_side import Side, compare, machine, shown
+
+from logpi.policies.model_folder import find
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--model", default="smollm2-q4")
+    options.add_argument(
+        "--trl", help="an interpreter with trl: TRL takes part (make judges makes one: .venv-judges/bin/python)"
+    )
+    options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--padding", type=int, default=0, help="words before each question")
+    options.add_argument("--output", help="a JSON file for the figures")
+    chosen = options.parse_args()
+    model = f"{find(chosen.model, weights=True).location}"
+    sides = [Side("logpi", "step_logpi.py", model, arguments=[str(chosen.padding)])]
+    if chosen.trl:
+        for checkpointing, name in (("1", "trl"), ("0", "trl, no checkpointing")):
+            more = {"CHECKPOINTING": checkpointing}
+            sides.append(Side(name, "step_trl.py", model, chosen.trl, arguments=[str(chosen.padding)], **more))
+    else:
+        print("TRL is left out: name an interpreter that has it with --trl")
+    found = compare(sides, {}, chosen.rounds)
+    for name, side in found.items():
+        told = (
+            f"{shown(side['seconds'], ' s')} a step, {shown(side['tokens_per_second'])} tokens/s, ×{side['ratio']:.2f}"
+        )
+        print(f"{name:<24}{told}, peak {side['peak_gb']:.1f} GB", side.get("parts", ""), flush=True)
+    for side in sides:
+        side.close()
+    result = {"machine": machine(), "rounds": chosen.rounds, "padding": chosen.padding, "sides": found}
+    print(json.dumps(result))
+    if chosen.output:
+        with open(chosen.output, "w") as file:
+            json.dump(result, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()

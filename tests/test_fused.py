@@ -1,0 +1,92 @@
+"""The fused trunk gives the module's bits, and steps aside where it would not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from models import NATIVE_BF16, network, policy, prompts
+from transformers import MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from logpi.policies import attention
+from logpi.policies.attention import KEY_MULTIPLE, KeyValues
+from logpi.policies.causal_lm import CausalLM
+from logpi.policies.fused import FusedTrunk, Product
+from logpi.rollout.engine import Sampling, generate
+
+DTYPES = [torch.float32] + [torch.bfloat16] * NATIVE_BF16
+SHAPE = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+
+
+def other(kind):
+    attention.register()
+    torch.manual_seed(0)
+    make, config = {"qwen2": (Qwen2ForCausalLM, Qwen2Config), "mistral": (MistralForCausalLM, MistralConfig)}[kind]
+    made = make(config(vocab_size=30, max_position_embeddings=192, initializer_range=0.25, eos_token_id=0, **SHAPE))
+    made.set_attn_implementation(attention.NAME)
+    if kind == "qwen2":  # its biases start at 0
+        for name, parameter in made.named_parameters():
+            if name.endswith("bias"):
+                torch.nn.init.normal_(parameter)
+    return made
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "qwen2", "mistral"])
+def test_it_gives_the_modules_bits(kind, dtype):
+    module = other(kind) if kind in ("qwen2", "mistral") else network(kind)
+    made = CausalLM(module, None, eos_token_ids=(0,), context_length=192, dtype=dtype)
+    assert made.fused is not None
+    for rows, time in ((1, 1), (5, 8), (24, 3)):
+        tokens = torch.arange(rows * time).view(rows, time) % module.config.vocab_size
+        positions = (torch.arange(time) + torch.arange(rows)[:, None]) % KEY_MULTIPLE
+        attend = (positions[:, None, :, None] >= torch.arange(KEY_MULTIPLE)).contiguous()
+        if dtype == torch.float32:  # rows of products come in eights, as the engine pads them
+            tokens, positions, attend = (x.repeat(8, *[1] * (x.ndim - 1)) for x in (tokens, positions, attend))
+        with torch.no_grad():
+            found = made.hidden_states(made.sampler, tokens, positions, attend, KeyValues())
+            fused, made.fused = made.fused, None
+            expected = made.hidden_states(made.sampler, tokens, positions, attend, KeyValues())
+            made.fused = fused
+        assert torch.equal(found, expected)
+
+
+def test_networks_of_another_kind_run_through_their_module():
+    assert policy("gpt2").fused is None and policy("gpt_neox").fused is None
+
+
+def test_a_network_that_only_looks_like_llama_runs_through_its_module():
+    made = policy("llama")
+    made.fused = None
+    mlp = made.sampler.base_model.layers[1].mlp
+    original = mlp.forward
+    mlp.forward = lambda x: original(x) * 1.5  # as Granite's residual multiplier would
+    assert FusedTrunk.of(made) is None
+
+
+def test_it_follows_the_weights():
+    made = policy("llama", DTYPES[-1])
+    asked = prompts([9, 30])
+    before = generate(made, asked, 2, Sampling(6, greedy=True))
+    with torch.no_grad():
+        for parameter in made.trainable_parameters().values():
+            parameter.mul_(1.5)
+    made.weights_changed()
+    after = generate(made, asked, 2, Sampling(6, greedy=True))
+    made.fused = None
+    expected = generate(made, asked, 2, Sampling(6, greedy=True))
+    for a, b in zip(after, expected, strict=True):
+        assert torch.equal(a.actions, b.actions) and torch.equal(a.behavior_log_probs, b.behavior_log_probs)
+    assert any(not torch.equal(a.behavior_log_probs, b.behavior_log_probs) for a, b in zip(after, before, strict=True))
+
+
+@pytest.mark.skipif(not NATIVE_BF16, reason="weights are laid out for the processor in bf16 only")
+def test_a_packed_product_has_the_plain_bits_for_any_number_of_rows():
+    torch.manual_seed(1)
+    layers = [torch.nn.Linear(96, n, bias=True).to(torch.bfloat16) for n in (64, 32)]
+    product = Product(*layers)
+    assert product.packed is not None and product.shape == (96, 96)
+    x = torch.randn(130, 96).to(torch.bfloat16)
+    with torch.no_grad():
+        expected = torch.cat([layer(x) for layer in layers], -1)
+        for rows in (1, 3, 8, 64, 130):
+            assert torch.equal(product(x[:rows]), expected[:rows])
