@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from logpi import api, checkpoint, cli, session
 from logpi.device import is_out_of_memory
 from logpi.errors import InputError, LogpiError, NonFiniteError, OutOfMemoryError
+from logpi.experience import TaskExperience
 from logpi.journal import Journal
 from logpi.learner import Learner
 from logpi.ledger import balance
@@ -104,6 +105,7 @@ def at_call(monkeypatch, owner, name, number, action):
 
 MOMENTS = {
     "in the first evaluation": (engine, "_decode", 2),
+    "in a later evaluation": (TaskExperience, "evaluate", 2),
     "while sampling": (engine, "_decode", 9),
     "in the first gradient": (Learner, "_accumulate", 1),
     "in an update": (Learner, "update", 3),

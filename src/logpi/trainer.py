@@ -62,6 +62,7 @@ class Trainer:
         self.journal = Journal(folder.path / "journal", config.journal_key())
         self.steps_done, self.num_actions = 0, 0  # of the whole run
         self.train_seconds, self.checks_passed, self.skips_in_a_row = 0.0, 0, 0
+        self.check_is_open = False  # an evaluation is due, or a signal has cut it short
         self.seconds: dict[str, float] = {}
         self.updates_before_step = 0
         self.said: set[str] = set()  # alerts; each is said once a session
@@ -163,6 +164,7 @@ class Trainer:
     def _run(self) -> tuple[dict[str, Any], dict[str, Any]]:
         full = self.config.evaluation.full_report
         before = self.recorded_evaluation(self.first_step, full) or self.evaluate(full=full)
+        self.check()
         while self.steps_done < self.config.max_steps and not self.reached:
             self.seconds = {}
             start = time.perf_counter()
@@ -171,8 +173,8 @@ class Trainer:
             seconds = time.perf_counter() - start
             self.train_seconds += seconds
             self.record(trajectories, metrics, seconds)
-            if self.steps_done < self.config.max_steps and self.check_is_due(actions_before):
-                self.count_check(self.evaluate())
+            self.check_is_open = self.steps_done < self.config.max_steps and self.check_is_due(actions_before)
+            self.check()
             if self.steps_done % self.config.checkpoint.every_steps == 0:
                 self.save()
         after = self.recorded_evaluation(self.steps_done, full) or self.evaluate(full=full)
@@ -193,10 +195,13 @@ class Trainer:
         )
         return by_steps or by_actions
 
-    def count_check(self, result: dict[str, Any]) -> None:
-        """Count the checks in a row at or above the target score."""
-        target = self.config.evaluation.target_score
-        self.checks_passed = self.checks_passed + 1 if target is not None and result["score"] >= target else 0
+    def check(self) -> None:
+        """Take the evaluation that is due, if one is, and count the checks in a row at or above the target score."""
+        if self.check_is_open:
+            result = self.recorded_evaluation(self.steps_done, False) or self.evaluate()
+            target = self.config.evaluation.target_score
+            self.checks_passed = self.checks_passed + 1 if target is not None and result["score"] >= target else 0
+            self.check_is_open = False
 
     @property
     def reached(self) -> bool:
@@ -268,6 +273,7 @@ class Trainer:
             "num_actions": self.num_actions,
             "train_seconds": self.train_seconds,
             "checks_passed": self.checks_passed,
+            "check_is_open": self.check_is_open,
             "skips_in_a_row": self.skips_in_a_row,
         }
         self.folder.flush()
@@ -287,6 +293,7 @@ class Trainer:
             self.num_actions = state.numbers["num_actions"]
             self.train_seconds = state.numbers["train_seconds"]
             self.checks_passed = state.numbers["checks_passed"]
+            self.check_is_open = state.numbers["check_is_open"]
             self.skips_in_a_row = state.numbers["skips_in_a_row"]
         self.folder.cut_back(self.steps_done)
         missing = set(range(self.first_step + 1, self.steps_done + 1))
