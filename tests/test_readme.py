@@ -13,6 +13,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import models
 import pytest
@@ -77,6 +78,9 @@ def workplace(tmp_path, monkeypatch):
     shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("__pycache__"))
     rows = [{"Body": f"Ann has {n} nuts.", "Question": "How many?", "Answer": n} for n in range(310)]
     (tmp_path / "SVAMP.json").write_text(json.dumps(rows))
+    (tmp_path / "shakespeare.txt").write_text("To be, or not to be,\nthat is the question:\n" * 30)
+    rows = [{"numbers": [n, 2], "target": n + 2, "solution": f"{n}+2"} for n in range(210)]
+    (tmp_path / "countdown.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -85,10 +89,10 @@ def run_cli(words: list[str], tiny: str) -> int:
     """Run `logpi ...` with the tiny model in place of the real one, two tiny steps in place of the run."""
     words = [tiny if word == "smollm2-q4" else word for word in words]
     words += ["--kills", "1"] if words[0] == "prove" else []
-    if words[0] == "train":
+    if words[0] in ("train", "sft", "pretrain"):
         words += ["--threads", "1"] if "--threads" not in words else []
-        environment = api.resolve(words[1]).environment is not None
-        words += [] if environment or "--model" in words else ["--model", tiny]
+        environment = words[1].startswith("--") or api.resolve(words[1]).environment is not None
+        words += [] if environment or "--model" in words or words[0] == "pretrain" else ["--model", tiny]
         if not {"--dry-run", "--smoke"} & set(words):
             words += ["--smoke"]
         if "--max-steps" in words:  # it would win over --smoke
@@ -182,6 +186,10 @@ def test_shown_data_is_that_of_the_example(page, content):
     if "tests" in shown[0]:
         assert [len(python_tests.parsed(row["tests"], 0)) for row in shown] == [2, 1]
         return
+    if "completion" in shown[0]:
+        rows = [json.loads(line) for line in read("examples/demonstrations.jsonl").splitlines()]
+        assert all(row in rows for row in shown)
+        return
     rows = [json.loads(line) for line in read("examples/questions.jsonl").splitlines()]
     assert all(row in rows and row["answer"] for row in shown)
 
@@ -272,7 +280,8 @@ def test_the_table_of_gradients_is_the_commands(capsys):
 
 
 def _is_section(annotation) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+    kinds = get_args(annotation) or (annotation,)  # a section, or one that may be left out
+    return any(isinstance(kind, type) and issubclass(kind, BaseModel) for kind in kinds)
 
 
 def test_every_fault_has_a_test_or_a_reason():

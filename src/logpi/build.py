@@ -118,7 +118,7 @@ def build(config: Config, task: Any = None, *, weights_from: Path | None = None)
             seed=config.seed,
             num_generations=config.rollout.num_generations,
             num_eval_episodes=config.evaluation.num_episodes,
-            exploration_epsilon=rollout.exploration_epsilon,
+            exploration_epsilon=config.rollout.exploration_epsilon,
         )
         return experience, policy, algorithm
     from logpi.policies.loading import load_causal_lm
