@@ -111,7 +111,9 @@ def sft(
     overrides: Overrides = None,
 ) -> int:
     """Fine-tune a language model on demonstrations: a task's solutions, or a file of prompts with completions or of
-    conversations. Options as in train: --sft.batch-size 16, --policy.lora.r 8.
+    conversations.
+
+    Options as in train: --sft.batch-size 16, --policy.lora.r 8.
     """
     return _train("sft", recipe, {}, options, json, overrides)
 
