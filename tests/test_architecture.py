@@ -18,16 +18,16 @@ SOURCES = sorted(ROOT.rglob("*.py"))
 LEVELS = [
     {"errors"},
     {"platforms"},
-    {"storage"},
+    {"storage", "sections"},
     {"trajectory", "masking", "randomness", "config", "device"},
     {"environments", "policies", "estimators", "losses"},  # blind to one another
     {"tasks", "rollout", "algorithms", "batching", "run_folder", "interrupts", "journal"},
     {"credit", "learner", "checkpoint", "distributed", "diagnostics", "evaluation", "identity", "ledger", "alerts"},
-    {"exact", "experience", "supervised", "value_based", "metrics", "objective"},
-    {"trainer"},
+    {"exact", "experience", "value_based", "metrics", "objective"},
+    {"trainer", "supervised"},
     {"recipes", "report"},
     {"build", "session"},
-    {"cli", "console", "api", "recipe_diff", "resume_proof"},
+    {"cli", "console", "api", "overrides", "recipe_diff", "resume_proof"},
     {"__main__", "__init__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS, start=-3) for name in names}

@@ -146,6 +146,7 @@ _FORMULAS = {
     "importance_ratio": "(π/π_old)·A",
     "clipped_ratio": "min(r·A, clip(r, 1−ε, 1+ε_high)·A), r = π/π_old",
     "total_reward": "A_t = R",
+    "own_reward": "A_t = r_t",
     "reward_to_go": "A_t = Σ_{k≥t} γ^{k−t} r_k",
     "reward_to_go_leave_one_out": "A_t = G_t − mean of the others' G_t",
     "leave_one_out": "A = R_i − mean of the others' R",

@@ -10,7 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from logpi.build import algorithm_of, build, environment_of, load_modules, task_of, transform_of
+from logpi.build import (
+    algorithm_of,
+    build,
+    environment_of,
+    load_modules,
+    require_use,
+    task_of,
+    transform_of,
+    write_start,
+)
 from logpi.config import Config, make_config, merge, read_toml
 from logpi.errors import InputError, did_you_mean
 from logpi.recipes import recipe_header, recipe_names, recipe_path, resolve
@@ -43,12 +52,17 @@ def dry_run(config: Config) -> dict[str, Any]:
     from logpi.policies.model_folder import find
 
     task = task_of(config)
+    require_use(config, task)
+    if config.pretrain is not None:  # tokenizer and network are made from the text when it runs
+        return {**out, "train_size": len(task.train), "heldout_size": len(task.heldout)}
     source = find(str(config.policy.model))
     tokenizer = loading.load_tokenizer(source)
     model_config = loading.load_config(source)
     loading.eos_token_ids(source, tokenizer, model_config)
     problem = task.train[0]
     tokens = prompt_tokens(tokenizer, problem.prompt).tolist()
+    if config.sft is not None:
+        out["completion"] = problem.columns.get(task.solution)
     return {
         **out,
         "train_size": len(task.train),
@@ -103,8 +117,10 @@ def run(
     task = None
     if config.task is not None:  # bad data, a bad reward, a missing model: said before the folder is made
         task = task_of(config)
+        require_use(config, task)
         check_rewards(task, config.reward.on_failure)
-        find(str(config.policy.model))
+        if config.policy.model:
+            find(config.policy.model)
     else:
         environment_of(config)
     if fork is not None:
@@ -127,18 +143,21 @@ def run(
 def _run(config: Config, task: Any, record: Any, interrupts: Any, observer: Any) -> dict[str, Any]:
     """Build what a run needs, train, and write what it leaves behind."""
     from logpi import session
-    from logpi.learner import Learner, linear_schedule
+    from logpi.learner import Learner, learning_rate_schedule
     from logpi.ledger import balance
     from logpi.trainer import Trainer, use_threads
 
     threads = use_threads(config.threads)
-    experience, policy, algorithm = build(config, task)
+    start = None if config.pretrain is None else record.path / "start"
+    if start is not None:
+        write_start(config, task, start)
+    experience, policy, algorithm = build(config, task, weights_from=start)
     options = config.learner
     learner = Learner(
         policy,
         algorithm,
         learning_rate=options.learning_rate,
-        schedule=linear_schedule(config.max_steps, options.warmup_steps, options.schedule),
+        schedule=learning_rate_schedule(config.max_steps, options.warmup_steps, options.schedule),
         adam_betas=options.adam_betas,
         adam_epsilon=options.adam_epsilon,
         weight_decay=options.weight_decay,
@@ -168,8 +187,8 @@ def _run(config: Config, task: Any, record: Any, interrupts: Any, observer: Any)
         summary["ledger"] = balance(
             samples,
             experience.plan,
-            1 if config.task is None else config.rollout.num_prompts,
-            config.rollout.num_generations,
+            len(experience.plan(0)) - config.rollout.num_spare_prompts,
+            config.rollout.num_generations if experience.draws else 1,
             range(trainer.first_step, trainer.steps_done),
         )
         summary["samples"] = experience.before_and_after(record)
@@ -262,15 +281,16 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Score a run's final policy (or a model, with a recipe) on held-out problems, or on all of `data`."""
     config, weights = _loaded_run(run, recipe, data, seed)
-    experience, policy, _ = build(config, weights_from=weights if config.task is not None else None)
-    if config.environment is not None and weights is not None:
+    task = None
+    if config.task is not None:
+        task = task_of(config)
+        heldout = [*task.heldout, *task.train] if data is not None else task.heldout
+        task = replace(task, heldout=heldout[:limit])
+    experience, policy, _ = build(config, task, weights_from=weights if task is not None else None)
+    if task is None and weights is not None:
         from logpi.policies.saving import load_mlp
 
         load_mlp(policy, weights)
-    elif config.task is not None:
-        task = experience.task
-        heldout = [*task.heldout, *task.train] if data is not None else task.heldout
-        experience.task = replace(task, heldout=heldout[:limit])
     return {"run": run, **experience.evaluate(0).as_dict()}
 
 
@@ -282,10 +302,12 @@ def sample_run(run: str, prompt: str, num: int = 4) -> list[dict[str, Any]]:
 
     folder = Path(run).expanduser()
     is_run = (folder / "final").is_dir()
-    options = {"transform": transform_of(_loaded_run(run, None, None, None)[0])} if is_run else {}
+    config = _loaded_run(run, None, None, None)[0] if is_run else None
+    options = {} if config is None else {"transform": transform_of(config)}
     policy = load_causal_lm(str(folder / "final") if is_run else run, **options)
-    chat = [{"role": "user", "content": prompt}] if policy.tokenizer.chat_template else prompt
-    tokens = prompt_tokens(policy.tokenizer, chat)
+    has_read_only = config is not None and config.pretrain is not None  # text, never a chat
+    as_text = has_read_only or not policy.tokenizer.chat_template
+    tokens = prompt_tokens(policy.tokenizer, prompt if as_text else [{"role": "user", "content": prompt}])
     drawn = generate(policy, [TokenPrompt(0, tokens)], num, Sampling(128))
     return [
         {

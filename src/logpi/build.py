@@ -17,6 +17,10 @@ def algorithm_of(config: Config) -> Any:
     fit."""
     from logpi.algorithms import get_algorithm
 
+    if config.demonstrated:
+        from logpi.supervised import MAXIMUM_LIKELIHOOD
+
+        return MAXIMUM_LIKELIHOOD
     chosen = config.algorithm
     load_modules(config.modules)
     row = get_algorithm(chosen.name)
@@ -71,6 +75,18 @@ def task_of(config: Config) -> Any:
     )
 
 
+def require_use(config: Config, task: Any) -> None:
+    """Raise InputError where the command can't use the task: nothing scores it, or nothing in it is to be imitated."""
+    is_text = task.name == "text"
+    if config.command == "train" and not task.rewards:
+        other = "pretrain" if is_text else "sft"
+        raise InputError(f'task "{task.name}" has no rewards to train on: it is for logpi {other}')
+    if config.command == "sft" and is_text:
+        raise InputError('task "text" has no completions to imitate: it is for logpi pretrain')
+    if config.command == "pretrain" and not is_text:
+        raise InputError(f'task "{task.name}" is no text to read: logpi pretrain takes the task "text"')
+
+
 def environment_of(config: Config) -> Any:
     """Return the environment."""
     from logpi.environments.gym import GymEnvironment
@@ -88,7 +104,7 @@ def transform_of(config: Config) -> Any:
 
 def build(config: Config, task: Any = None, *, weights_from: Path | None = None) -> tuple[Any, Any, Any]:
     """Return (experience, policy, algorithm). The task is built, and so checked, before any weights load."""
-    from logpi.experience import EnvironmentExperience, TaskExperience
+    from logpi.experience import EnvironmentExperience
 
     algorithm, rollout = algorithm_of(config), config.rollout
     if config.environment is not None:
@@ -115,7 +131,19 @@ def build(config: Config, task: Any = None, *, weights_from: Path | None = None)
         value_head=algorithm.uses_values,
         seed=config.seed,
     )
-    experience = TaskExperience(
+    scored = config.demonstrated is None or bool(task.metrics and task.heldout)
+    asked = _asked(config, task, policy, algorithm, partial(load, str(options.model))) if scored else None
+    if config.demonstrated is not None:
+        return _demonstrations(config, policy, task, scoring=asked), policy, algorithm
+    return asked, policy, algorithm
+
+
+def _asked(config: Config, task: Any, policy: Any, algorithm: Any, start_policy: Any) -> Any:
+    """Return the experience of a task whose prompts the policy completes."""
+    from logpi.experience import TaskExperience
+
+    rollout = config.rollout
+    return TaskExperience(
         policy,
         task,
         seed=config.seed,
@@ -126,6 +154,48 @@ def build(config: Config, task: Any = None, *, weights_from: Path | None = None)
         reward=config.reward,
         num_spare_prompts=rollout.num_spare_prompts,
         greedy_baseline=algorithm.baseline == "greedy",
-        start_policy=partial(load, str(options.model)),
+        start_policy=start_policy,
     )
-    return experience, policy, algorithm
+
+
+def _demonstrations(config: Config, policy: Any, task: Any, scoring: Any) -> Any:
+    """Return the experience of a warm start: the task's solutions, or its documents cut into blocks."""
+    from logpi.supervised import Demonstrations, blocks, solutions
+
+    section = config.demonstrated
+    assert section is not None
+    read = (
+        partial(solutions, task=task, policy=policy)
+        if config.pretrain is None
+        else partial(blocks, policy=policy, block_size=config.pretrain.block_size)
+    )
+    return Demonstrations(
+        policy,
+        task,
+        read,
+        seed=config.seed,
+        batch_size=section.batch_size,
+        micro_batch_tokens=config.learner.micro_batch_tokens,
+        scoring=scoring,
+    )
+
+
+def write_start(config: Config, task: Any, folder: Path) -> None:
+    """Write the tokenizer and the new network that a pre-training run begins with, whole or not at all, once."""
+    from logpi.policies.untrained import write_untrained
+    from logpi.sections import Shape
+    from logpi.storage import new_folder
+
+    options = config.pretrain
+    assert options is not None
+    if not folder.exists():
+        with new_folder(folder) as temporary:
+            write_untrained(
+                temporary,
+                [document.prompt for document in task.train],
+                vocab_size=options.vocab_size,
+                context=options.block_size,
+                shape=(options.shape or Shape()).model_dump(),
+                like=config.policy.model,
+                seed=config.seed,
+            )

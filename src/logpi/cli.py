@@ -13,17 +13,20 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, MissingArgumentError, Parameter, UnusedCliTokensError
 
 from logpi import __version__
-from logpi.errors import InputError, LogpiError, did_you_mean
+from logpi.errors import InputError, LogpiError
+from logpi.overrides import split_overrides
 
 STOPPED = 130
 STOPPED_LINE = "stopped: the same command goes on"
+TRAINING = (["train"], ["sft"], ["pretrain"])
 
 app = App(
     name="logpi",
@@ -47,57 +50,116 @@ Debug = Annotated[bool, _help("Show the traceback of an error.")]
 RunFolder = Annotated[str, _help("A run's folder, or a model's folder or hub id.")]
 
 
+Recipe = Annotated[str | None, _help("A recipe's name, or a FILE.toml; without it, what --data holds.")]
+Overrides = Annotated[dict[str, Any] | None, Parameter(parse=False)]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What every command that trains takes."""
+
+    seed: Seed = None
+    run: Annotated[Path | None, _help("The run's folder; without it, runs/RECIPE-HASH.")] = None
+    max_steps: Annotated[int | None, _help("Steps in all; a longer run goes on where a shorter one ended.")] = None
+    model: Annotated[str | None, _help("A folder, a hub id or smollm2-q4 (policy.model).")] = None
+    data: Annotated[str | None, _help("The task's data file (task.data).")] = None
+    device: Annotated[str | None, _help("Where to compute.")] = None
+    threads: Annotated[int | None, _help("Processor threads; without it, one a core.")] = None
+    smoke: Annotated[bool, _help("Two tiny steps, to see that everything works.")] = False
+    dry_run: Annotated[bool, _help("Show what would run, load no weights.")] = False
+    fresh: Annotated[bool, _help("Start anew, in RUN-2 or the next free number.")] = False
+    fork: Annotated[int | None, _help("Start a new run from the checkpoint that --run has of this step.")] = None
+
+    def settings(self) -> dict[str, Any]:
+        """Return the configuration's fields among them; None where nothing is given."""
+        fields = {name: getattr(self, name) for name in ("seed", "max_steps", "device", "threads")}
+        return {**fields, "policy": {"model": self.model}, "task": {"data": self.data}}
+
+
 @app.command
 def train(
     recipe: Annotated[str, _help("A recipe's name, or a FILE.toml.")],
     /,
     *,
-    seed: Seed = None,
-    run: Annotated[Path | None, _help("The run's folder; without it, runs/RECIPE-HASH.")] = None,
-    max_steps: Annotated[int | None, _help("Steps in all; a longer run goes on where a shorter one ended.")] = None,
     algorithm: Annotated[str | None, _help("reinforce, rloo, grpo, ppo, ... (algorithm.name)")] = None,
     module: Annotated[str | None, _help("A Python file that registers algorithms of your own.")] = None,
-    model: Annotated[str | None, _help("A folder, a hub id or smollm2-q4 (policy.model).")] = None,
-    data: Annotated[str | None, _help("The task's data file (task.data).")] = None,
-    device: Annotated[str | None, _help("Where to compute.")] = None,
-    threads: Annotated[int | None, _help("Processor threads; without it, one a core.")] = None,
     strict: Annotated[bool, _help("Stop at the first log-prob in which sampler and learner differ.")] = False,
-    smoke: Annotated[bool, _help("Two tiny steps, to see that everything works.")] = False,
-    dry_run: Annotated[bool, _help("Show what would run, load no weights.")] = False,
-    fresh: Annotated[bool, _help("Start anew, in RUN-2 or the next free number.")] = False,
-    fork: Annotated[int | None, _help("Start a new run from the checkpoint that --run has of this step.")] = None,
+    options: RunOptions = RunOptions(),
     json: Json = False,
     debug: Debug = False,
-    overrides: Annotated[dict[str, Any] | None, Parameter(parse=False)] = None,
+    overrides: Overrides = None,
 ) -> int:
     """Train a policy, or go on with an interrupted run.
 
     Every field of the configuration is an option too, as --section.key value:
     --learner.learning-rate 1e-5, --policy.lora.r 8, --task.max-operand 30.
     """
+    modules = None if module is None else [module]
+    given = {"modules": modules, "strict": strict or None, "algorithm": {"name": algorithm}}
+    return _train("train", recipe, given, options, json, overrides)
+
+
+@app.command
+def sft(
+    recipe: Recipe = None,
+    /,
+    *,
+    options: RunOptions = RunOptions(),
+    json: Json = False,
+    debug: Debug = False,
+    overrides: Overrides = None,
+) -> int:
+    """Fine-tune a language model on demonstrations: a task's solutions, or a file of prompts with completions or of
+    conversations. Options as in train: --sft.batch-size 16, --policy.lora.r 8.
+    """
+    return _train("sft", recipe, {}, options, json, overrides)
+
+
+@app.command
+def pretrain(
+    recipe: Recipe = None,
+    /,
+    *,
+    options: RunOptions = RunOptions(),
+    json: Json = False,
+    debug: Debug = False,
+    overrides: Overrides = None,
+) -> int:
+    """Train a new language model, tokenizer and all, to predict the next token of a text.
+
+    Options as in train: --pretrain.vocab-size 2048, --pretrain.shape.hidden-size 256.
+    """
+    return _train("pretrain", recipe, {}, options, json, overrides)
+
+
+WITHOUT_RECIPE = {"sft": {"task": {"name": "demonstrations"}}, "pretrain": {"task": {"name": "text"}}}
+
+
+def _train(
+    command: str, recipe: str | None, given: dict, options: RunOptions, json: bool, overrides: dict[str, Any] | None
+) -> int:
+    """Put the configuration together and run it; return the exit code."""
     from logpi import api, console
     from logpi.config import merge
 
-    common = {
-        "seed": seed,
-        "max_steps": max_steps,
-        "modules": None if module is None else [module],
-        "device": device,
-        "threads": threads,
-        "strict": strict or None,
-        "algorithm": {"name": algorithm},
-        "policy": {"model": model},
-        "task": {"data": data},
-    }
-    changes = merge(_given(common), overrides or {})
+    if recipe is None and options.data is None and not (overrides or {}).get("task", {}).get("data"):
+        raise InputError(f"{command} what? Give a recipe (logpi recipes lists them), or your own --data FILE")
+    changes = merge(_given(merge(options.settings(), given)), overrides or {})
+    if recipe is None:
+        changes = merge({"recipe": command, **WITHOUT_RECIPE[command]}, changes)
+    if command != "train":
+        changes = merge({command: {}}, changes)
     config = api.resolve(recipe, changes)
-    if smoke:
-        config = api.resolve(recipe, merge(_smoke(environment=config.environment is not None), changes))
-    if dry_run:
+    if config.command != command:
+        raise InputError(f"{recipe} is for another command: logpi {config.command} {recipe}")
+    if options.smoke:
+        config = api.resolve(recipe, merge(_smoke(command, environment=config.environment is not None), changes))
+    if options.dry_run:
         return _print_result(api.dry_run(config), json)
     observer = console.make_observer(json)
     try:
-        summary = api.run(config, folder=run, fresh=fresh, fork=fork, observer=observer)
+        summary = api.run(config, folder=options.run, fresh=options.fresh, fork=options.fork, observer=observer)
     finally:
         observer.close()
     if json:
@@ -225,7 +287,7 @@ def _run(arguments: Sequence[str]) -> int:
     """Return the exit code; every error becomes one message on stderr."""
     words, overrides, debug = list(arguments), {}, False
     try:
-        if words[:1] == ["train"]:
+        if words[:1] in TRAINING:
             words, overrides = split_overrides(words)
         command, bound, unparsed = app.parse_args(words, exit_on_error=False, print_error=False)
         debug = bound.arguments.get("debug", False)
@@ -240,7 +302,7 @@ def _run(arguments: Sequence[str]) -> int:
         _complain(f"error: {error}", debug)
         return error.exit_code
     except KeyboardInterrupt:
-        _complain(STOPPED_LINE if words[:1] == ["train"] else "stopped")
+        _complain(STOPPED_LINE if words[:1] in TRAINING else "stopped")
         return STOPPED
     except BrokenPipeError:  # the reader of our output (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -251,69 +313,18 @@ def _run(arguments: Sequence[str]) -> int:
         return 1
 
 
-def split_overrides(words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-    """Return the words without `--section.key value`, and those as nested values. Raises InputError if unknown."""
-    rest: list[str] = []
-    overrides: dict[str, Any] = {}
-    queue = iter(words)
-    for word in queue:
-        option, equals, value = word.partition("=")
-        if not option.startswith("--") or "." not in option:
-            rest.append(word)
-            continue
-        path = option[2:].replace("-", "_")
-        _check_known(option, path)
-        if not equals:
-            value = next(queue, "--")
-            if value.startswith("--"):
-                raise InputError(f"option {option} needs a value: {option} VALUE")
-        _put(overrides, path.split("."), _parse(value))
-    return rest, overrides
-
-
-def _check_known(option: str, path: str) -> None:
-    """Raise InputError unless the path leads to a field; what lies under `task` is the task's own business."""
-    from logpi.config import Config
-
-    known = list(_field_paths(Config))
-    if path not in known and not path.startswith(("task.", "algorithm.options.")):
-        options = ["--" + name.replace("_", "-") for name in known if "." in name]
-        raise InputError(f"unknown option {option}.{did_you_mean(option.replace('_', '-'), options)}")
-
-
-def _field_paths(section: Any, above: str = "") -> Iterator[str]:
-    for name, field in section.model_fields.items():
-        yield above + name
-        for kind in (field.annotation, *get_args(field.annotation)):
-            if hasattr(kind, "model_fields"):
-                yield from _field_paths(kind, f"{above}{name}.")
-
-
-def _put(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
-    for key in path[:-1]:
-        if not isinstance(values.get(key), dict):
-            values[key] = {}
-        values = values[key]
-    values[path[-1]] = value
-
-
-def _parse(text: str) -> Any:
-    """Return a number, true, false, null or a list as such, anything else as the text itself."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text
-
-
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:
     """Drop what is None, and sections of which nothing is left."""
     cleaned = {key: _given(value) if isinstance(value, Mapping) else value for key, value in values.items()}
     return {key: value for key, value in cleaned.items() if value is not None and value != {}}
 
 
-def _smoke(environment: bool) -> dict[str, Any]:
+def _smoke(command: str, environment: bool) -> dict[str, Any]:
     if environment:
         return {"max_steps": 2, "rollout": {"num_generations": 4}}
+    if command != "train":
+        return {"max_steps": 2, "rollout": {"max_completion_length": 8}, command: {"batch_size": 2},
+                "evaluation": {"full_report": False}}  # fmt: skip
     rollout = {"num_prompts": 2, "num_generations": 4, "max_completion_length": 8}
     return {"max_steps": 2, "rollout": rollout, "evaluation": {"full_report": False}}
 

@@ -9,21 +9,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from logpi.errors import InputError, did_you_mean
+from logpi.sections import PretrainConfig, Section, SftConfig
 
 # The algorithms that need more than one completion a prompt; the table itself needs torch, this module must not.
 COMPARE_WITHIN_GROUPS = (
     "reinforce_baseline", "rloo", "grpo", "dr_grpo", "dapo", "opo", "maxrl", "reinforce_pp_baseline", "gspo", "cispo",
     "minimum_risk",
 )  # fmt: skip
-
-
-class Section(BaseModel):
-    """A frozen part of the configuration; keys it does not know are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class Lora(Section):
@@ -146,7 +141,7 @@ class AlgorithmConfig(Section):
     """Of v_trace: ρ̄."""
     c_cap: float | None = Field(default=None, gt=0)
     """Of v_trace: c̄."""
-    options: dict[str, float] = {}
+    options: dict[str, float] = Field(default={})
     """Of a row of one's own: what its functions take besides the options above."""
     standardise_advantages: bool = False
     """Divide by the batch's standard deviation after centring: a bias, of use with a value function."""
@@ -167,8 +162,8 @@ class LearnerConfig(Section):
     """One optimiser step."""
 
     learning_rate: float = Field(default=1e-5, gt=0)
-    schedule: Literal["constant", "linear"] = "constant"
-    """linear: down to 0 at max_steps."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """After the warm-up; linear and cosine: down to 0 at max_steps."""
     warmup_steps: int = Field(default=0, ge=0)
     adam_betas: tuple[float, float] = (0.9, 0.999)
     adam_epsilon: float = Field(default=1e-8, gt=0)
@@ -227,6 +222,10 @@ class Config(Section):
     learner: LearnerConfig = LearnerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    sft: SftConfig | None = None
+    """Of logpi sft."""
+    pretrain: PretrainConfig | None = None
+    """Of logpi pretrain."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Config:
@@ -240,8 +239,11 @@ class Config(Section):
             raise ValueError("policy.model names a language model: leave it out for an environment")
         if self.policy.kind == "mlp" and (changed := self.policy.transformed()):
             raise ValueError(f"{changed}: an mlp's actions are drawn from its softmax as it is; leave it out")
-        if self.policy.kind == "causal_lm" and not self.policy.model:
+        if self.policy.kind == "causal_lm" and not self.policy.model and self.pretrain is None:
             raise ValueError('policy.model is missing: name a folder, a hub id or "smollm2-q4" (--model)')
+        if self.demonstrated:
+            self._check_demonstrated()
+            return self
         length = self.rollout.max_completion_length
         if self.reward.overlong_tokens is not None and self.reward.overlong_tokens > length:
             raise ValueError(
@@ -269,6 +271,38 @@ class Config(Section):
         if problem := self.cut_problem(self.algorithm.beta or 0.0):
             raise ValueError(problem)
         return self
+
+    @property
+    def command(self) -> str:
+        """Which command trains with this configuration."""
+        return "sft" if self.sft is not None else "pretrain" if self.pretrain is not None else "train"
+
+    @property
+    def demonstrated(self) -> SftConfig | PretrainConfig | None:
+        """The section of a warm start: trajectories are given, not sampled. None where a policy gradient trains."""
+        return self.sft or self.pretrain
+
+    def _check_demonstrated(self) -> None:
+        """Raise ValueError for what a run by maximum likelihood does not read."""
+        if self.sft is not None and self.pretrain is not None:
+            raise ValueError("sft and pretrain are two commands: give one of the sections")
+        if self.environment is not None:
+            raise ValueError(f"{self.command} trains a language model: give a task, not an environment")
+        read = {"rollout": {"max_completion_length", "max_rows"}, "algorithm": set(),
+                "reward": {"timeout_seconds", "on_failure", "num_workers", "max_calls"}}  # fmt: skip
+        for section, options in read.items():
+            given = getattr(self, section)
+            for name, field in type(given).model_fields.items():
+                if name not in options and getattr(given, name) != field.default:
+                    raise ValueError(f"{section}.{name}: {self.command} samples nothing to train on; leave it out")
+        if self.strict:
+            raise ValueError(f"strict compares sampled log-probs, and {self.command} samples nothing; leave it out")
+        if changed := self.policy.transformed():
+            raise ValueError(f"{changed}: {self.command} trains the model's own distribution; leave it out")
+        if self.pretrain is not None and self.policy.lora is not None:
+            raise ValueError("policy.lora adapts weights that are trained already: leave it out of pretrain")
+        if self.pretrain is not None and self.policy.model and self.pretrain.shape is not None:
+            raise ValueError("policy.model and pretrain.shape both give the new network's shape: leave one out")
 
     def cut_problem(self, beta: float) -> str | None:
         """Return why tokens can't be cut from the policy in this run, if they are; `beta` is the algorithm's."""

@@ -44,7 +44,7 @@ class Progress:
 
     def add_step(self, metrics: Mapping[str, Any], timing: Mapping[str, Any], sample: Mapping[str, str] | None) -> None:
         self.metrics, self.timing, self.sample = metrics, timing, sample or self.sample
-        self.rewards.append(metrics.get("reward", metrics.get("episode_return", math.nan)))
+        self.rewards.append(metrics.get("reward", metrics.get("episode_return", metrics.get("loss", math.nan))))
 
     @property
     def position(self) -> str:
@@ -52,7 +52,9 @@ class Progress:
 
     @property
     def reward_label(self) -> str:
-        return "return" if "episode_return" in self.metrics else "reward"
+        """What a step is followed by: the loss of demonstrations, which have no reward."""
+        labels = {"episode_return": "return", "reward": "reward", "loss": "loss"}
+        return next((label for name, label in labels.items() if name in self.metrics), "reward")
 
     @property
     def informative(self) -> str | None:
@@ -183,7 +185,7 @@ def _panel_rows(progress: Progress) -> Iterator[tuple[str, str]]:
     for label, key in (("entropy", "entropy"), ("gradient norm", "grad_norm")):
         if metrics.get(key) is not None:
             yield label, number(metrics[key])
-    if (loss := metrics.get("loss")) is not None:
+    if (loss := metrics.get("loss")) is not None and progress.reward_label != "loss":
         yield "loss", f"{loss:.3f} {ON_POLICY_LOSS}" if abs(loss) < 1e-5 else number(loss)
     if (length := metrics.get("completions/mean_length")) is not None:
         yield "completion length", f"{number(length)} tokens, {metrics.get('completions/clipped_ratio', 0):.0%} cut off"
@@ -207,13 +209,14 @@ def introduction(info: Mapping[str, Any]) -> list[str]:
     """Return what runs, on what, from where."""
     get = {key: visible(value) for key, value in info.items() if value is not None}.get
     trained = f"{info.get('num_trainable') or 0:,} of {info.get('num_parameters') or 0:,} parameters trained"
+    what = "demonstrations" if info.get("algorithm") == "maximum_likelihood" else "problems"
     lines = [
         f"recipe     {get('recipe', '')}, {get('max_steps', '?')} steps",
         f"objective  {get('objective', '')}",
         f"model      {' '.join(filter(None, (get('model'), get('weights_hash', '')[:12])))}, {trained}",
         f"machine    {get('device', '')}, {get('dtype', '')}, {get('threads', '?')} threads",
         f"parity     {get('parity')}",
-        f"data       {get('train_size')} problems to train on, {get('heldout_size', '?')} held out",
+        f"data       {get('train_size')} {what} to train on, {get('heldout_size', '?')} held out",
         f"run        {get('run', '')}" + (f", resumed from step {get('resumed_from')}" if get("resumed_from") else ""),
     ]
     lines += [f"note: {visible(text)}" for text in info.get("notes") or ()]

@@ -6,6 +6,7 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, Protocol
 
 import torch
@@ -47,6 +48,8 @@ UNRELATED = tuple(
 class Experience(Protocol):
     """What the trainer asks of a task or an environment."""
 
+    draws: bool  # by the policy; False: the trajectories are given, demonstrations
+
     def sample(self, step: int, policy_version: int, places: range) -> list[Trajectory]:
         """Sample the trajectories of these places of the step's plan: a pure function of seed, step and weights."""
         ...
@@ -69,13 +72,22 @@ class Experience(Protocol):
         ...
 
 
-def order_of_epoch(seed: int, epoch: int, size: int) -> list[int]:
+@lru_cache(maxsize=2)
+def order_of_epoch(seed: int, epoch: int, size: int) -> Sequence[int]:
     """Return the order in which problems are trained in an epoch: a pure function of seed and epoch."""
     return permutation(seed, Stream.DATA_ORDER, size, epoch).tolist()
 
 
+def places_of_step(seed: int, step: int, count: int, size: int) -> list[int]:
+    """Return which `count` of `size` problems a step takes: the epochs' orders one after the other, cut into steps."""
+    positions = (divmod(position, size) for position in range(step * count, (step + 1) * count))
+    return [order_of_epoch(seed, epoch, size)[index] for epoch, index in positions]
+
+
 class TaskExperience:
     """Prompts of a task, completed by a causal LM, scored by the task's rewards."""
+
+    draws = True
 
     def __init__(
         self,
@@ -136,13 +148,9 @@ class TaskExperience:
     # --- the five steps' first two -----------------------------------------------------------------------------
 
     def plan(self, step: int) -> list[int]:
-        """Return the uids of the step's problems: the epochs' orders one after the other, cut into steps."""
-        size, count = len(self.task.train), self.num_prompts + self.num_spare_prompts
-        picked = []
-        for position in range(step * count, (step + 1) * count):
-            epoch, index = divmod(position, size)
-            picked.append(self.task.train[order_of_epoch(self.seed, epoch, size)[index]].uid)
-        return picked
+        """Return the uids of the step's problems, the spare ones behind the others."""
+        count = self.num_prompts + self.num_spare_prompts
+        return [self.task.train[i].uid for i in places_of_step(self.seed, step, count, len(self.task.train))]
 
     def sample(self, step: int, policy_version: int, places: range) -> list[Trajectory]:
         plan = self.plan(step)
@@ -319,6 +327,8 @@ def _at_the_end(total: float, trajectory: Trajectory) -> Tensor:
 
 class EnvironmentExperience:
     """Episodes of a Gymnasium environment; its rewards come with the steps."""
+
+    draws = True
 
     def __init__(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -311,12 +312,16 @@ def _is_state_of(key: str, name: str) -> bool:
     return key.startswith("optimizer/") and key.split("/", 2)[2] == name
 
 
-def linear_schedule(max_steps: int, warmup_steps: int, kind: str) -> Callable[[int], float]:
-    """Return the learning rate's factor at a step: up over `warmup_steps`, then constant or linearly down to 0."""
+def learning_rate_schedule(max_steps: int, warmup_steps: int, kind: str) -> Callable[[int], float]:
+    """Return the learning rate's factor at a step: linearly up over `warmup_steps`, then constant, or down to 0 at
+    `max_steps` in a line, or as half a cosine, ½(1 + cos πx), x the share that is done (Loshchilov and Hutter 2017)."""
 
     def factor(step: int) -> float:
         if step < warmup_steps:
             return (step + 1) / (warmup_steps + 1)
-        return 1.0 if kind == "constant" else max(0.0, (max_steps - step) / max(1, max_steps - warmup_steps))
+        if kind == "constant":
+            return 1.0
+        left = max(0.0, (max_steps - step) / max(1, max_steps - warmup_steps))
+        return left if kind == "linear" else (1 - math.cos(math.pi * left)) / 2
 
     return factor

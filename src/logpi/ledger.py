@@ -21,7 +21,7 @@ def balance(
     `left_out`: completions that were sampled as planned, but no reward function gave them a number.
     """
     trained = [row for row in samples if not row.get("is_baseline")]
-    rows = [(row["step"], row["prompt_uid"], row["sample"], row["reward"] is None) for row in trained]
+    rows = [(row["step"], row["prompt_uid"], row["sample"], row.get("reward", 1) is None) for row in trained]
     found = Counter(row[:3] for row in rows)
     taken = {
         step: max(num_prompts, round(count / num_generations)) for step, count in Counter(r[0] for r in rows).items()

@@ -22,6 +22,24 @@ def reward_spread(totals: Tensor, group: Tensor) -> tuple[float, float]:
     return sum(stds) / len(stds), sum(equal) / len(equal)
 
 
+def demonstration_metrics(
+    trajectories: Sequence[Trajectory], batch: Batch, updates: Sequence[Update]
+) -> dict[str, Any]:
+    """Return the metrics of a step by maximum likelihood: nothing was sampled, so the loss means what it says."""
+    (update,) = updates
+    metrics: dict[str, Any] = {
+        "loss": update.gradient.loss,
+        "grad_norm": update.norm,
+        "num_tokens": int(batch.mask.sum()),
+    }
+    return metrics | _skips(updates)
+
+
+def _skips(updates: Sequence[Update]) -> dict[str, Any]:
+    skipped = [u.skipped for u in updates if u.skipped]
+    return {"skipped_updates": len(skipped), "skipped_because": skipped[0]} if skipped else {}
+
+
 def step_metrics(trajectories: Sequence[Trajectory], batch: Batch, updates: Sequence[Update]) -> dict[str, Any]:
     """Return the step's metrics: of all trajectories, of the scored ones, of the optimiser's updates. Groups of equal
     rewards that spare prompts replaced are sampled and scored: they count, though the batch does not have them."""
@@ -54,8 +72,7 @@ def step_metrics(trajectories: Sequence[Trajectory], batch: Batch, updates: Sequ
     }
     if len(scored) < len(trajectories):
         metrics["completions/unscored_ratio"] = 1 - len(scored) / len(trajectories)
-    if skipped := [u.skipped for u in updates if u.skipped]:
-        metrics |= {"skipped_updates": len(skipped), "skipped_because": skipped[0]}
+    metrics |= _skips(updates)
     if batch.reference_log_probs is not None:
         difference = torch.where(batch.mask, batch.policy_log_probs - batch.reference_log_probs, 0.0)
         metrics["kl"] = float(difference.sum() / batch.mask.sum())

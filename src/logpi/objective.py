@@ -29,6 +29,11 @@ def objective_details(algorithm: Algorithm, config: Config) -> dict[str, Any]:
     `clip` is None where the surrogate cuts nothing (or is one of your own), a bound None where there is none.
     `set_otherwise` names the options that are not the row's own, each with both values.
     """
+    if config.demonstrated is not None:
+        cells = {"advantage": algorithm.advantage, "surrogate": algorithm.surrogate, "reduction": algorithm.reduction}
+        named = {name: _cell(cell) for name, cell in cells.items()}
+        batch_size = config.demonstrated.batch_size
+        return {"algorithm": algorithm.name, **named, "batch_size": batch_size, "source": algorithm.source}
     choice = config.algorithm
     updates = choice.updates_per_rollout * choice.num_minibatches
     language = config.task is not None

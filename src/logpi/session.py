@@ -80,13 +80,20 @@ def _describe(config: Config, experience: Any, policy: Any, algorithm: Any) -> d
         **objective(algorithm, config),
         "algorithm": algorithm.name,
         "source": algorithm.source,
-        "model": config.policy.model or f"mlp {list(config.policy.hidden_sizes)}",
+        "model": _model_name(config, policy),
         "num_trainable": sum(p.numel() for p in policy.trainable_parameters().values()),
         "num_parameters": sum(p.numel() for p in policy.module.parameters()),
     }
     if config.task is not None:
-        described |= {"train_size": len(experience.task.train), "heldout_size": len(experience.task.heldout)}
+        data = experience if config.demonstrated else experience.task
+        described |= {"train_size": len(data.train), "heldout_size": len(data.heldout)}
     return described
+
+
+def _model_name(config: Config, policy: Any) -> str:
+    if config.pretrain is not None:
+        return f"{policy.network.config.model_type}, new"
+    return config.policy.model or f"mlp {list(config.policy.hidden_sizes)}"
 
 
 def _dropout_notes(policy: Any) -> list[str]:

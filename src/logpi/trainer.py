@@ -21,7 +21,7 @@ from logpi.experience import Experience
 from logpi.interrupts import Abandoned, Interrupts
 from logpi.journal import Journal
 from logpi.learner import Gradient, Learner, Update
-from logpi.metrics import step_metrics
+from logpi.metrics import demonstration_metrics, step_metrics
 from logpi.platforms import peak_memory_bytes
 from logpi.run_folder import RunFolder
 from logpi.trajectory import Trajectory, make_batch
@@ -58,6 +58,7 @@ class Trainer:
         self.learner, self.folder, self.observer, self.run_id = learner, folder, observer, run_id
         self.interrupts = interrupts or Interrupts()
         self.first_step = first_step
+        self.measure = step_metrics if experience.draws else demonstration_metrics
         self.journal = Journal(folder.path / "journal", config.journal_key())
         self.steps_done, self.num_actions = 0, 0  # of the whole run
         self.train_seconds, self.checks_passed, self.skips_in_a_row = 0.0, 0, 0
@@ -100,7 +101,7 @@ class Trainer:
 
         self.steps_done += 1
         self.num_actions += sum(len(t) for t in trajectories)
-        return trajectories, step_metrics(trajectories, batch, updates)
+        return trajectories, self.measure(trajectories, batch, updates)
 
     def sample_and_reward(self, step: int) -> list[Trajectory]:
         """Sample and score the step's prompts; then spare ones, where there are some, for groups of equal rewards."""
@@ -229,15 +230,16 @@ class Trainer:
             "peak_memory_bytes": peak_memory_bytes(),
             "eta_seconds": seconds * (self.config.max_steps - self.steps_done),
         }
-        if "sample" in self.seconds:  # else it came from the journal
-            timing["tokens_per_second"] = metrics["num_tokens"] / max(1e-9, self.seconds["sample"])
+        busy = self.seconds.get("sample") if self.experience.draws else seconds
+        if busy is not None:  # else the step came from the journal
+            timing["tokens_per_second"] = metrics["num_tokens"] / max(1e-9, busy)
         shown = [self.experience.show(t) for t in trajectories]
         self.folder.append("metrics.jsonl", [metrics])
         self.folder.append("timing.jsonl", [timing])
         self.folder.append("samples.jsonl", [{"step": self.steps_done, **sample} for sample in shown])
-        self.observer.step(metrics, timing, shown[self.steps_done % len(shown)])
+        self.observer.step(metrics, timing, shown[self.steps_done % len(shown)] if self.experience.draws else None)
         self.count_skips(metrics)
-        if self.config.task is not None and self.steps_done % 5 == 0:
+        if self.config.command == "train" and self.config.task is not None and self.steps_done % 5 == 0:
             scores = [row["score"] for row in self.folder.rows("evaluations.jsonl")]
             for text in alerts(list(self.folder.rows("metrics.jsonl")), scores, self.said):
                 self.observer.note(f"step {self.steps_done}: {text}")

@@ -1,4 +1,5 @@
-"""The short runs that are killed: full fine-tuning over an epoch's edge, LoRA inside PPO's update cycle, CartPole."""
+"""The short runs that are killed: full fine-tuning over an epoch's edge, LoRA inside PPO's update cycle, CartPole, and
+warm starts: supervised fine-tuning, and pre-training from the text on."""
 
 from __future__ import annotations
 
@@ -50,6 +51,33 @@ full_report = false
 every_steps = 1
 """
 
+WARM = """
+max_steps = {steps}
+threads = 1
+
+[task]
+{task}
+heldout = 0.25
+
+[policy]
+dtype = "float32"
+{policy}
+
+{section}
+
+[learner]
+learning_rate = 1e-3
+schedule = "cosine"
+warmup_steps = 1
+
+[evaluation]
+every_steps = 2
+
+[checkpoint]
+every_steps = 1
+"""
+SHAPE = "hidden_size = 16, intermediate_size = 16, num_hidden_layers = 1, num_attention_heads = 2"
+
 PPO = 'name = "ppo"\nbeta = 0.01\nupdates_per_rollout = 2\nnum_minibatches = 2'
 CARTPOLE = (
     "cartpole --max-steps {steps} --rollout.num-generations 4 --evaluation.num-episodes 4 "
@@ -60,7 +88,7 @@ SMOLLM2 = (
     "--rollout.num-generations 4 --rollout.max-completion-length 8 --evaluation.every-steps 2 "
     "--evaluation.full-report false --checkpoint.every-steps 1 --checkpoint.keep 1"
 )
-KINDS = ("full", "lora", "cartpole")
+KINDS = ("full", "lora", "cartpole", "sft", "pretrain")
 
 
 def prepare(root: Path, steps: int = 3) -> None:
@@ -75,10 +103,22 @@ def prepare(root: Path, steps: int = 3) -> None:
     for name, lora, algorithm, schedule in rows:
         text = LANGUAGE.format(root=root, steps=steps, lora=lora, algorithm=algorithm, schedule=schedule)
         (root / f"{name}.toml").write_text(text)
+    rows = [{"prompt": f"{i}+1=", "completion": str(i + 1)} for i in range(7)]
+    (root / "said.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (root / "read.txt").write_text("".join(f"{i} + 1 = {i + 1}\n" for i in range(12)))
+    new = f"[pretrain]\nbatch_size = 2\nblock_size = 16\nvocab_size = 280\nshape = {{ {SHAPE} }}"
+    warm = (
+        ("sft", "demonstrations", "said.jsonl", f'model = "{root}/model"', "[sft]\nbatch_size = 2"),
+        ("pretrain", "text", "read.txt", "", new),
+    )
+    for name, task, data, policy, section in warm:
+        task = f'name = "{task}"\ndata = "{root}/{data}"'
+        text = WARM.format(steps=steps, task=task, policy=policy, section=section)
+        (root / f"{name}.toml").write_text(text)
 
 
 def arguments(root: Path, kind: str, run: Path, steps: int = 3) -> list[str]:
     """Return the command's words."""
     packaged = {"cartpole": CARTPOLE, "smollm2": SMOLLM2}
     what = packaged[kind].format(steps=steps).split() if kind in packaged else [str(root / f"{kind}.toml")]
-    return ["train", *what, "--run", str(run)]
+    return [kind if kind in ("sft", "pretrain") else "train", *what, "--run", str(run)]

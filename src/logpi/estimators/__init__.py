@@ -18,7 +18,7 @@ from logpi.estimators.group import (
     relative_to_mean,
 )
 from logpi.estimators.minimum_risk import minimum_risk
-from logpi.estimators.monte_carlo import reward_to_go, reward_to_go_leave_one_out, total_reward
+from logpi.estimators.monte_carlo import own_reward, reward_to_go, reward_to_go_leave_one_out, total_reward
 from logpi.estimators.v_trace import v_trace, v_trace_targets
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "length_weighted_leave_one_out",
     "minimum_risk",
     "n_step_advantage",
+    "own_reward",
     "relative_to_mean",
     "reward_minus_baseline",
     "reward_to_go",

@@ -24,6 +24,17 @@ def total_reward(
     return (sum_over_time(rewards, mask)[:, None] * mask).detach()
 
 
+def own_reward(
+    rewards: Float[Tensor, "batch time"],
+    mask: Bool[Tensor, "batch time"],
+    group: Int[Tensor, " batch"],
+    values: Float[Tensor, "batch time"] | None = None,
+    final_values: Float[Tensor, " batch"] | None = None,
+) -> Float[Tensor, "batch time"]:
+    """A_t = r_t, the reward to go at γ = 0: for demonstrations, where each action's reward is 1 whatever follows."""
+    return torch.where(mask, rewards, 0.0).detach()
+
+
 def reward_to_go(
     rewards: Float[Tensor, "batch time"],
     mask: Bool[Tensor, "batch time"],

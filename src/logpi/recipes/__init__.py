@@ -33,8 +33,10 @@ def recipe_header(name: str) -> str:
     return "\n".join(line.lstrip("# ") for line in head)
 
 
-def resolve(recipe: str, overrides: Mapping[str, Any] | None = None) -> Config:
-    """Read a recipe or file, put overrides on top, check everything."""
+def resolve(recipe: str | None, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Read a recipe or file, put overrides on top, check everything. Without a recipe the overrides are all."""
+    if recipe is None:
+        return make_config(overrides or {}, "the options given")
     path = recipe_path(recipe)
     values = read_toml(path)
     make_config({"recipe": path.stem, **values}, str(path))  # so that an error names the file where it is the file's

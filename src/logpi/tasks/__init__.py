@@ -11,8 +11,10 @@ from logpi.tasks.arithmetic import addition
 from logpi.tasks.base import Problem, Prompt, Reward, Task
 from logpi.tasks.countdown import countdown
 from logpi.tasks.custom import custom
+from logpi.tasks.demonstrations import demonstrations
 from logpi.tasks.gsm8k import gsm8k
 from logpi.tasks.svamp import svamp
+from logpi.tasks.text import text
 
 __all__ = ["TASKS", "Problem", "Prompt", "Reward", "Task", "make_task"]
 
@@ -20,8 +22,10 @@ TASKS: dict[str, Callable[..., Task]] = {
     "addition": addition,
     "countdown": countdown,
     "custom": custom,
+    "demonstrations": demonstrations,
     "gsm8k": gsm8k,
     "svamp": svamp,
+    "text": text,
 }
 
 

@@ -49,6 +49,7 @@ def addition(
         metrics=[as_reward(strict), as_reward(last_integer)],
         probes={"beyond_range": _beyond_range(max_operand, seed, template)},
         examples=[(prompt_text(problem.prompt), problem.columns["answer"]) for problem in train[:NUM_EXAMPLES]],
+        solution="answer",
     )
 
 

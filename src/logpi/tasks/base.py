@@ -38,6 +38,7 @@ class Task:
     `rewards` are summed (weighted) into the training reward. `metrics` are read at evaluation only; the first one is
     the score of the run. `probes` are further named problem sets, evaluated before and after, never trained on.
     `examples` are solved (prompt text, completion text) pairs from the training side, for few-shot prompts.
+    `solution` is the column with a completion to imitate, for supervised fine-tuning.
     """
 
     name: str
@@ -47,3 +48,4 @@ class Task:
     metrics: Sequence[Reward] = ()
     probes: Mapping[str, Sequence[Problem]] = field(default_factory=dict)
     examples: Sequence[tuple[str, str]] = ()
+    solution: str = "completion"

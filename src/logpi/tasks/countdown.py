@@ -40,7 +40,7 @@ def countdown(data: Source, heldout: Heldout = 0.1, seed: int = 0, template: str
     train, held = load_split(data, heldout, seed, to_problem)
     examples = [(prompt_text(p.prompt), p.columns["solution"]) for p in train[:8] if p.columns["solution"]]
     metrics = [as_reward(solved), as_reward(well_formed)]
-    return Task("countdown", train, held, [as_reward(solved)], metrics, examples=examples)
+    return Task("countdown", train, held, [as_reward(solved)], metrics, examples=examples, solution="solution")
 
 
 def solved(

@@ -33,7 +33,7 @@ def gsm8k(data: Source, heldout: Heldout = 0.1, seed: int = 0, template: str = T
     train, held = load_split(data, heldout, seed, to_problem)
     examples = [(prompt_text(problem.prompt), problem.columns["solution"]) for problem in train[:8]]
     metrics = [as_reward(last_number), as_reward(marked_number)]
-    return Task("gsm8k", train, held, [as_reward(last_number)], metrics, examples=examples)
+    return Task("gsm8k", train, held, [as_reward(last_number)], metrics, examples=examples, solution="solution")
 
 
 def marked_number(completions: Sequence[Completion], answer: Sequence[str], **_: Any) -> list[float]:

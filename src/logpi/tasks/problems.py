@@ -104,15 +104,29 @@ def load_split(
 
     `to_problem(index, row, source_name)` makes a problem of a row. Held-out uids follow the training uids.
     """
-    problems = [to_problem(index, row, name_of(data)) for index, row in enumerate(read_rows(data))]
+
+    def read(source: Source) -> list[Problem]:
+        return [to_problem(index, row, name_of(source)) for index, row in enumerate(read_rows(source))]
+
+    return split_sources(data, heldout, seed, read)
+
+
+def split_sources(
+    data: Source,
+    heldout: Heldout,
+    seed: int,
+    read: Callable[[Source], list[Problem]],
+    key: Callable[[Problem], str] = prompt_key,
+) -> tuple[list[Problem], list[Problem]]:
+    """Return (train, held-out) of what `read` makes of a source: split by count or fraction, or a source of its own."""
+    problems = read(data)
     if isinstance(heldout, int | float):
-        return split(problems, heldout, seed)
-    rows = read_rows(heldout)
-    others = [to_problem(index, row, name_of(heldout)) for index, row in enumerate(rows)]
-    trained = {prompt_key(problem): problem.uid for problem in problems}
-    shared = [problem.uid for problem in others if prompt_key(problem) in trained]
+        return split(problems, heldout, seed, key)
+    others = read(heldout)
+    trained = {key(problem): problem.uid for problem in problems}
+    shared = [problem.uid for problem in others if key(problem) in trained]
     if shared:
-        twin = trained[prompt_key(others[shared[0]])]
+        twin = trained[key(others[shared[0]])]
         raise InputError(f"{name_of(heldout)}: row {shared[0]} has the prompt of row {twin} of {name_of(data)} "
                          f"({len(shared)} such rows): remove them from one of the two")  # fmt: skip
     return problems, [Problem(len(problems) + other.uid, other.prompt, other.columns) for other in others]

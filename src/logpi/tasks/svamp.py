@@ -67,7 +67,7 @@ def svamp(
     train, held = load_split(data, heldout, seed, to_problem)
     examples = [(prompt_text(problem.prompt), problem.columns["answer"]) for problem in train[:8]]
     metrics = [as_reward(last_number), as_reward(strict)]
-    return Task("svamp", train, held, [as_reward(REWARDS[reward])], metrics, examples=examples)
+    return Task("svamp", train, held, [as_reward(REWARDS[reward])], metrics, examples=examples, solution="answer")
 
 
 def _ended(sentence: str, mark: str) -> str:

@@ -1,0 +1,63 @@
+"""Options of the command line that name a field of the configuration: --section.key value."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any, get_args
+
+from logpi.errors import InputError, did_you_mean
+
+
+def split_overrides(words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Return the words without `--section.key value`, and those as nested values. Raises InputError if unknown."""
+    rest: list[str] = []
+    overrides: dict[str, Any] = {}
+    queue = iter(words)
+    for word in queue:
+        option, equals, value = word.partition("=")
+        if not option.startswith("--") or "." not in option:
+            rest.append(word)
+            continue
+        path = option[2:].replace("-", "_")
+        _check_known(option, path)
+        if not equals:
+            value = next(queue, "--")
+            if value.startswith("--"):
+                raise InputError(f"option {option} needs a value: {option} VALUE")
+        _put(overrides, path.split("."), _parse(value))
+    return rest, overrides
+
+
+def _check_known(option: str, path: str) -> None:
+    """Raise InputError unless the path leads to a field; what lies under `task` is the task's own business."""
+    from logpi.config import Config
+
+    known = list(_field_paths(Config))
+    if path not in known and not path.startswith(("task.", "algorithm.options.")):
+        options = ["--" + name.replace("_", "-") for name in known if "." in name]
+        raise InputError(f"unknown option {option}.{did_you_mean(option.replace('_', '-'), options)}")
+
+
+def _field_paths(section: Any, above: str = "") -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        yield above + name
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if hasattr(kind, "model_fields"):
+                yield from _field_paths(kind, f"{above}{name}.")
+
+
+def _put(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    for key in path[:-1]:
+        if not isinstance(values.get(key), dict):
+            values[key] = {}
+        values = values[key]
+    values[path[-1]] = value
+
+
+def _parse(text: str) -> Any:
+    """Return a number, true, false, null or a list as such, anything else as the text itself."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text

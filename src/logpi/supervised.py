@@ -1,0 +1,175 @@
+"""Maximum likelihood: supervised fine-tuning on demonstrations, pre-training on text.
+
+∇ Σ_t log π(a_t | s_t) over what somebody else did is REINFORCE on their trajectories, with a reward of 1 for each
+action and a discount of 0. So a warm start is an experience and a row of the table: loop, learner, checkpoints and
+records are those of the policy gradient that follows it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from logpi import estimators, losses
+from logpi.algorithms import Algorithm
+from logpi.batching import micro_batches
+from logpi.errors import InputError
+from logpi.evaluation import Estimate, Evaluation, estimate
+from logpi.experience import TaskExperience, places_of_step, prompt_tokens
+from logpi.masking import sum_over_time
+from logpi.policies.causal_lm import CausalLM
+from logpi.tasks.base import Problem, Task
+from logpi.trajectory import Trajectory, make_batch
+
+MAXIMUM_LIKELIHOOD = Algorithm(
+    "maximum_likelihood",
+    estimators.own_reward,
+    losses.score_function,
+    losses.per_token,
+    kl="k1_in_reward",
+    source="Fisher 1922, Philosophical Transactions A 222:309-368; as behaviour cloning: Pomerleau 1991",
+)
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """A prompt and what came after it, as tokens: all of the completion is trained, nothing of the prompt."""
+
+    uid: int
+    prompt: Tensor  # [prompt_time]
+    completion: Tensor  # [time], the end token its last one where it ended
+    terminated: bool = True
+
+    def trajectory(self, *, sample: int = 0, group: int = 0, policy_version: int = 0) -> Trajectory:
+        """Return it as if it had been sampled: by a teacher whose every action is certain, and rewarded with 1."""
+        certain = torch.zeros(len(self.completion))
+        return Trajectory(
+            prompt_uid=self.uid,
+            sample=sample,
+            group=group,
+            policy_version=policy_version,
+            actions=self.completion,
+            behavior_log_probs=certain,
+            entropies=certain,
+            inputs=self.prompt,
+            terminated=self.terminated,
+            truncated=not self.terminated,
+            rewards=torch.ones(len(self.completion), dtype=torch.float64),
+        )
+
+
+def solutions(problems: Sequence[Problem], task: Task, policy: CausalLM) -> list[Demonstration]:
+    """Return each problem's prompt and solution as tokens, the end token behind it. They are tokenised apart, as the
+    policy meets them: a prompt is tokens, and what it says comes after. Raises InputError for a problem without a
+    solution, or one that the model's context can't hold."""
+    end, found = policy.eos_token_ids[0], []
+    for problem in problems:
+        text = problem.columns.get(task.solution)
+        if not isinstance(text, str) or not text:
+            raise InputError(
+                f'task "{task.name}": row {problem.uid} has no text in its column "{task.solution}" ({text!r:.40}), '
+                "which is what would be imitated; fill it in or remove the row"
+            )
+        prompt = prompt_tokens(policy.tokenizer, problem.prompt)
+        completion = torch.tensor([*policy.tokenizer(text, add_special_tokens=False)["input_ids"], end])
+        if len(prompt) + len(completion) > policy.context_length:
+            raise InputError(
+                f'task "{task.name}": row {problem.uid} has {len(prompt)} + {len(completion)} tokens, prompt and '
+                f"completion; the model's context is {policy.context_length}; shorten or remove the row"
+            )
+        found.append(Demonstration(problem.uid, prompt, completion))
+    return found
+
+
+def blocks(documents: Sequence[Problem], policy: CausalLM, block_size: int) -> list[Demonstration]:
+    """Return the documents, each with the end token behind it, joined and cut into blocks of `block_size` tokens (the
+    last one may be shorter). A block's prompt is the token before it, for the first one an end token: so every token is
+    predicted exactly once."""
+    end, ids = policy.eos_token_ids[0], []
+    for document in documents:
+        ids += [*policy.tokenizer(document.prompt, add_special_tokens=False, verbose=False)["input_ids"], end]
+    stream = torch.tensor([end, *ids])
+    return [
+        Demonstration(uid, stream[start : start + 1], stream[start + 1 : start + 1 + block_size], terminated=False)
+        for uid, start in enumerate(range(0, len(ids), block_size))
+    ]
+
+
+class Demonstrations:
+    """Trajectories that are given: the experience of a warm start."""
+
+    draws = False
+
+    def __init__(
+        self,
+        policy: CausalLM,
+        task: Task,
+        read: Callable[[Sequence[Problem]], list[Demonstration]],
+        *,
+        seed: int,
+        batch_size: int,
+        micro_batch_tokens: int,
+        scoring: TaskExperience | None = None,
+    ):
+        """`read` makes demonstrations of problems; `scoring` completes and scores the held-out ones, where the task
+        has something to score them by."""
+        self.policy, self.task, self.seed, self.read, self.scoring = policy, task, seed, read, scoring
+        self.batch_size, self.micro_batch_tokens = batch_size, micro_batch_tokens
+        self.train, self.heldout = read(task.train), read(task.heldout)
+
+    def _places(self, step: int) -> list[int]:
+        return places_of_step(self.seed, step, self.batch_size, len(self.train))
+
+    def plan(self, step: int) -> list[int]:
+        return [self.train[place].uid for place in self._places(step)]
+
+    def sample(self, step: int, policy_version: int, places: range) -> list[Trajectory]:
+        """Return the step's demonstrations; one that comes twice in a step is another sample the second time."""
+        seen, found = Counter(), []
+        for group, place in enumerate(self._places(step)):
+            found.append(self.train[place].trajectory(sample=seen[place], group=group, policy_version=policy_version))
+            seen[place] += 1
+        return found[places.start : places.stop]
+
+    def reward(self, trajectories: list[Trajectory]) -> list[Trajectory]:
+        return trajectories
+
+    def evaluate(self, step: int, *, full: bool = False) -> Evaluation:
+        """Held-out loss and perplexity, then the task's own score. Without one the score is log π a token, −loss."""
+        loss = self.heldout_loss()
+        perplexity = Estimate(math.exp(loss.score), math.exp(loss.low), math.exp(loss.high), loss.n)
+        metrics = {"loss": loss, "perplexity": perplexity} if loss.n else {}
+        if self.scoring is None:
+            return Evaluation(-loss.score, -loss.high, -loss.low, loss.n, metrics)
+        found = self.scoring.evaluate(step, full=full)
+        return replace(found, metrics=metrics | found.metrics)
+
+    @torch.no_grad()
+    def heldout_loss(self) -> Estimate:
+        """Return the held-out loss in nats a token, L = −Σ log π / Σ tokens, with its 95 % interval over demonstrations
+        (of the ratio, linearised: each one's deviation is its −log π − L·tokens over the mean number of tokens)."""
+        if not self.heldout:
+            return estimate([])
+        batch = make_batch([d.trajectory(group=i) for i, d in enumerate(self.heldout)])
+        surprisals = torch.zeros(len(batch), dtype=torch.float64)
+        for rows in micro_batches(batch, self.micro_batch_tokens):
+            part = batch.select(rows)
+            log_probs = self.policy.evaluate(part.actions, part.mask, part.truncated, part.inputs).log_probs
+            surprisals[rows] = -sum_over_time(log_probs.double(), part.mask)
+        num_tokens = batch.lengths.double()
+        loss = float(surprisals.sum() / num_tokens.sum())
+        deviations = (surprisals - loss * num_tokens) / num_tokens.mean()
+        return estimate((loss + deviations).tolist())
+
+    def before_and_after(self, record: Any) -> list[dict[str, Any]]:
+        return [] if self.scoring is None else self.scoring.before_and_after(record)
+
+    def show(self, trajectory: Trajectory) -> dict[str, Any]:
+        """Return which demonstration it was; the text is in the data."""
+        return {"prompt_uid": trajectory.prompt_uid, "sample": trajectory.sample, "tokens": len(trajectory)}
