@@ -102,7 +102,7 @@ BAD_FILES = {
     "no gzip file": ("d.csv.gz", b"p,a\nx,1\n", r"d\.csv\.gz: not a whole gzip file"),
     "no parquet": ("d.parquet", b"PAR1 but not really", r"d\.parquet: not a readable Parquet file"),
     "extension": ("d.jsnl", GOOD, r'd\.jsnl: unknown extension "\.jsnl"\. Did you mean "\.jsonl"\?'),
-    "text": ("d.txt.gz", gzip.compress(GOOD), r'd\.txt\.gz: unknown extension "\.txt"'),
+    "page": ("d.md.gz", gzip.compress(GOOD), r'd\.md\.gz: unknown extension "\.md"'),
 }
 
 

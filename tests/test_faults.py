@@ -401,7 +401,7 @@ def test_the_inventory_holds_what_the_next_step_reads(root, tmp_path):
     assert {name.split("/", 2)[2] for name in state.tensors if name.startswith("optimizer/")} == trained
     assert state.numbers.keys() == {
         "num_updates", "last_learning_rate", "num_actions", "train_seconds", "checks_passed", "skips_in_a_row",
-        "moving_baseline",
+        "moving_baseline", "check_is_open",
     }  # fmt: skip
     assert state.numbers["num_updates"] == 8 and state.numbers["last_learning_rate"] == 1e-3
 

@@ -119,7 +119,7 @@ class Demonstrations:
     ):
         """`read` makes demonstrations of problems; `scoring` completes and scores the held-out ones, where the task
         has something to score them by."""
-        self.policy, self.task, self.seed, self.read, self.scoring = policy, task, seed, read, scoring
+        self.policy, self.task, self.seed, self.scoring = policy, task, seed, scoring
         self.batch_size, self.micro_batch_tokens = batch_size, micro_batch_tokens
         self.train, self.heldout = read(task.train), read(task.heldout)
 

@@ -32,7 +32,7 @@ def own_reward(
     final_values: Float[Tensor, " batch"] | None = None,
 ) -> Float[Tensor, "batch time"]:
     """A_t = r_t, the reward to go at γ = 0: for demonstrations, where each action's reward is 1 whatever follows."""
-    return (rewards * mask).detach()
+    return torch.where(mask, rewards, 0.0).detach()
 
 
 def reward_to_go(
