@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models import NATIVE_BF16, network, policy, prompts
+from models import NATIVE_BF16, gradient, network, policy, prompts, relative_error, sample
 from transformers import MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from logpi.policies import attention
@@ -50,6 +50,26 @@ def test_it_gives_the_modules_bits(kind, dtype):
         assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "qwen2", "mistral"])
+def test_its_gradient_is_the_modules(kind, dtype):
+    def made(dtype, *, fused):
+        module = other(kind) if kind in ("qwen2", "mistral") else network(kind)
+        found = CausalLM(module, None, eos_token_ids=(0,), context_length=192, dtype=dtype)
+        assert found.fused is not None
+        found.fused = found.fused if fused else None
+        return found
+
+    exact = made(torch.float32, fused=False)
+    trajectories = sample(exact, [3, 17, 70, 40], max_new_tokens=30)
+    expected = gradient(exact, trajectories)[1]
+    error = relative_error(gradient(made(dtype, fused=True), trajectories)[1], expected)
+    if dtype == torch.float32:
+        assert 0 < error < 1e-5
+    else:  # no farther from float32's than the module's in bfloat16
+        assert 0 < error < 1.1 * relative_error(gradient(made(dtype, fused=False), trajectories)[1], expected)
+
+
 def test_networks_of_another_kind_run_through_their_module():
     assert policy("gpt2").fused is None and policy("gpt_neox").fused is None
 
@@ -83,7 +103,7 @@ def test_it_follows_the_weights():
 def test_a_packed_product_has_the_plain_bits_for_any_number_of_rows():
     torch.manual_seed(1)
     layers = [torch.nn.Linear(96, n, bias=True).to(torch.bfloat16) for n in (64, 32)]
-    product = Product(*layers)
+    product = Product(layers, layers)
     assert product.packed is not None and product.shape == (96, 96)
     x = torch.randn(130, 96).to(torch.bfloat16)
     with torch.no_grad():

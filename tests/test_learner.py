@@ -98,7 +98,7 @@ def test_rows_without_a_gradient_are_left_out_and_that_changes_nothing():
     batch = minibatch(learner, trajectories)
     found = learner.backward(batch)
     assert found.num_trained == sum((batch.advantages != 0).any(1).tolist()) <= 12
-    assert found.log_ratio_max == 0.0
+    assert found.log_ratio_max < 1e-13  # the last bits are float32's and bfloat16's promise
     slopes = {n: p.grad.clone() for n, p in learner.parameters.items()}
     learner.optimizer.zero_grad()
     learner.loss(batch)[0].backward()
@@ -196,7 +196,7 @@ def test_micro_batches_hold_each_row_once_and_keep_to_the_limit(max_tokens):
     assert torch.cat(parts).sort().values.tolist() == list(range(16))
     for rows in parts:
         prompts = {int(batch.group[i]): len(batch.inputs[i]) for i in rows.tolist()}
-        assert len(rows) == 1 or int(batch.lengths[rows].max()) * len(rows) + sum(prompts.values()) <= max_tokens
+        assert len(rows) == 1 or int(batch.lengths[rows].sum()) + sum(prompts.values()) <= max_tokens
 
 
 # --- metrics ---------------------------------------------------------------------------------------------------------

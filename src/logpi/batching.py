@@ -40,8 +40,8 @@ def minibatches(
 
 
 def micro_batches(batch: Batch, max_tokens: int) -> Iterator[Tensor]:
-    """Yield row indices for one forward each: longest first, prompts counted once a group, at most `max_tokens` padded
-    tokens (a single group's worth of rows may not fit: it is cut)."""
+    """Yield row indices for one forward each: longest first, prompts counted once a group, at most `max_tokens` tokens
+    (a single row may have more)."""
     lengths, groups = batch.lengths.tolist(), batch.group.tolist()
     longest_of_group: dict[int, int] = {}
     for group, length in zip(groups, lengths, strict=True):
@@ -49,16 +49,15 @@ def micro_batches(batch: Batch, max_tokens: int) -> Iterator[Tensor]:
     order = sorted(range(len(batch)), key=lambda i: (-longest_of_group[groups[i]], groups[i], i))
     rows: list[int] = []
     prompts: set[int] = set()
-    prompt_tokens = longest = 0
+    num_tokens = 0
     for row in order:
-        group, time, prompt = groups[row], max(longest, lengths[row]), len(batch.inputs[row])
-        new_prompt = 0 if group in prompts else prompt
-        if rows and time * (len(rows) + 1) + prompt_tokens + new_prompt > max_tokens:
+        group, prompt = groups[row], len(batch.inputs[row])
+        more = lengths[row] + (0 if group in prompts else prompt)
+        if rows and num_tokens + more > max_tokens:
             yield torch.tensor(rows)
-            rows, prompts, prompt_tokens, time, new_prompt = [], set(), 0, lengths[row], prompt
+            rows, prompts, num_tokens, more = [], set(), 0, lengths[row] + prompt
         rows.append(row)
         prompts.add(group)
-        prompt_tokens += new_prompt
-        longest = time
+        num_tokens += more
     if rows:
         yield torch.tensor(rows)

@@ -22,7 +22,7 @@ from logpi.interrupts import Abandoned, Interrupts
 from logpi.journal import Journal
 from logpi.learner import Gradient, Learner, Update
 from logpi.metrics import demonstration_metrics, step_metrics
-from logpi.platforms import peak_memory_bytes
+from logpi.platforms import keep_freed_memory, peak_memory_bytes
 from logpi.run_folder import RunFolder
 from logpi.trajectory import Trajectory, make_batch
 
@@ -326,8 +326,10 @@ def scored(trajectories: list[Trajectory], step: int) -> list[Trajectory]:
 
 
 def use_threads(threads: int | None) -> int:
-    """Set how many threads torch uses, and that its results repeat; return the number."""
+    """Set how many threads torch uses, that its results repeat and its memory is kept; return the number."""
     if threads is not None:
         torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
+    torch._C._set_deterministic_fill_uninitialized_memory(False)  # nothing reads it before it is written
+    keep_freed_memory()
     return torch.get_num_threads()

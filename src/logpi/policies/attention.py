@@ -7,6 +7,8 @@ key j of a row is always its position j.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -31,12 +33,14 @@ def invariant_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
+    packing: Any = None,
     **kwargs,
 ) -> tuple[Tensor, None]:
     """softmax(QKᵀ·scaling + mask)V, query heads of a key/value head folded into the rows.
 
     query [batch, heads, queries, width], key and value [batch, key heads, keys, width] with keys a multiple of 64,
-    attention_mask [batch or 1, 1, queries, keys] (True: attend) -> [batch, queries, heads, width].
+    attention_mask [batch or 1, 1, queries, keys] (True: attend) -> [batch, queries, heads, width]. With a `Packing`,
+    which says who attends to whom, all of them are [1, heads, places, width].
     """
     for name in ("softcap", "s_aux"):
         if kwargs.get(name) is not None:
@@ -44,19 +48,26 @@ def invariant_attention(
     if attention_mask is None:
         raise InputError(f"{type(module).__name__} drops the mask that it is given; logpi can't run this model")
     batch, num_heads, num_queries, width = query.shape
-    num_key_heads, num_keys = key.shape[1:3]
+    factor: float = width**-0.5 if scaling is None else scaling
+    if packing is not None:
+        return packing.attention(*(part[0].transpose(0, 1) for part in (query, key, value)), factor)[None], None
     dtype = product_dtype(query.dtype)
-    folded = query.to(dtype).reshape(batch, num_key_heads, -1, width)
-    scores = _product(folded, key.to(dtype).transpose(2, 3))
-    scores = scores.to(torch.promote_types(dtype, torch.float32)) * (width**-0.5 if scaling is None else scaling)
-    scores = scores.reshape(batch, num_key_heads, -1, num_queries, num_keys)
-    scores = scores.masked_fill(~attention_mask[:, :, None], MASKED)
-    probabilities = torch.softmax(scores, -1).to(dtype).view(batch, num_key_heads, -1, num_keys)
-    out = _product(probabilities, value.to(dtype))
+    folded = (query.to(dtype) * factor).reshape(batch, key.shape[1], -1, width)
+    own = probabilities(folded, key.to(dtype), attention_mask).to(dtype)
+    out = product(own, value.to(dtype))
     return out.reshape(batch, num_heads, num_queries, width).transpose(1, 2), None
 
 
-def _product(a: Tensor, b: Tensor) -> Tensor:
+def probabilities(query: Tensor, key: Tensor, attend: Tensor) -> Tensor:
+    """softmax(QKᵀ + mask), at least in float32: query, scaled already, [batch, key heads, rows, width] with a row for
+    each head of the key head and each query, key [batch, key heads, keys, width], attend [batch or 1, 1, queries, keys]
+    -> [batch, key heads, rows, keys]."""
+    scores = product(query, key.transpose(2, 3)).to(torch.promote_types(query.dtype, torch.float32))
+    by_head = scores.view(*scores.shape[:2], -1, *attend.shape[2:])
+    return torch.softmax(by_head.masked_fill_(~attend[:, :, None], MASKED), -1).view(scores.shape)
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
     """Return a @ b; only fp32 and float64 products need rows in eights to be independent of how many there are."""
     if a.dtype == torch.bfloat16:
         return torch.matmul(a, b)
@@ -89,23 +100,3 @@ class KeyValues:
         self.keys[layer_idx] = pad_rows(key.to(dtype), KEY_MULTIPLE, dim=2)
         self.values[layer_idx] = pad_rows(value.to(dtype), KEY_MULTIPLE, dim=2)
         return self.keys[layer_idx], self.values[layer_idx]
-
-
-class SharedPrompt(KeyValues):
-    """Completions over prompts that ran once each: row i sees prompt `prompt_of_row[i]`, then itself."""
-
-    def __init__(self, prompt: KeyValues, prompt_of_row: Tensor, prompt_lengths: Tensor, num_actions: int):
-        super().__init__()
-        self.prompt, self.prompt_of_row = prompt, prompt_of_row
-        padded = prompt.keys[0].shape[2]
-        position = torch.arange(round_up(int(prompt_lengths.max()) + num_actions, KEY_MULTIPLE))
-        own = position - prompt_lengths[:, None]  # index among the row's own keys; negative: the prompt's
-        source = torch.where(own < 0, position, padded + own.clamp(max=num_actions - 1))
-        self.source = source[:, None, :, None]  # [batch, 1, keys, 1]
-
-    def update(self, key: Tensor, value: Tensor, layer_idx: int, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        return self._join(self.prompt.keys[layer_idx], key), self._join(self.prompt.values[layer_idx], value)
-
-    def _join(self, prompt: Tensor, own: Tensor) -> Tensor:
-        joined = torch.cat([prompt[self.prompt_of_row], own.to(prompt.dtype)], 2)
-        return joined.gather(2, self.source.expand(-1, joined.shape[1], -1, joined.shape[3]))

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from logpi.device import products_in
-from logpi.policies.attention import KEY_MULTIPLE, KeyValues, SharedPrompt, round_up
+from logpi.policies.attention import KEY_MULTIPLE, KeyValues, round_up
 from logpi.policies.base import PolicyOutput, Reference, scatter
 from logpi.policies.fused import FusedTrunk, Product
+from logpi.policies.packing import Packing
 from logpi.policies.token_log_probs import PLAIN, ROW_MULTIPLE, Transform, pad_rows, token_log_probs
 from logpi.trajectory import pad
 
@@ -58,7 +59,7 @@ class CausalLM:
             nn.init.zeros_(self.value_head.bias)
         self.fused: FusedTrunk | None = None
         self._own_weights()
-        self.sampler_head = Product(self.sampler.get_output_embeddings())
+        self.sampler_head: Any = Product([self.sampler.get_output_embeddings()], [self.network.get_output_embeddings()])
         self.weights_changed()
         self.fused = FusedTrunk.of(self)
 
@@ -74,7 +75,7 @@ class CausalLM:
     ) -> Tensor:
         """Run the trunk: tokens, positions [rows, time], attend [rows or 1, 1, time, keys] -> [rows, time, width]."""
         if self.fused is not None and network is self.sampler:
-            return self.fused(tokens, positions, attend, cache)
+            return self.fused.sample(tokens, positions, attend, cache)
         with products_in(self.dtype):
             return network.base_model(
                 input_ids=tokens,
@@ -83,6 +84,19 @@ class CausalLM:
                 past_key_values=cache,
                 use_cache=True,
             ).last_hidden_state
+
+    def packed_states(self, tokens: Tensor, packing: Packing) -> Tensor:
+        """Run the learner's trunk on tokens [places] -> [places, width]."""
+        if self.fused is not None:
+            return self.fused.learn(tokens, packing)
+        with products_in(self.dtype):
+            return self.network.base_model(
+                input_ids=tokens[None],
+                position_ids=packing.positions[None],
+                attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool),
+                use_cache=False,
+                packing=packing,
+            ).last_hidden_state[0]
 
     def prompt_pass(self, network: Any, prompts: list[Tensor]) -> tuple[Tensor, KeyValues]:
         """Run prompts once, padded on the right: the state after each one's last token [prompts, width], the cache."""
@@ -106,6 +120,11 @@ class CausalLM:
         layer = self.network.get_output_embeddings()
         return layer.weight, layer.bias
 
+    def _cast_head(self) -> Tensor | None:
+        """Return that weight in bf16, where the sampler holds it."""
+        head = self.sampler_head
+        return head.weight if head is not None and head.is_bf16 and not head.is_adapted else None
+
     # --- what the learner asks ---------------------------------------------------------------------------------
 
     def evaluate(
@@ -119,23 +138,15 @@ class CausalLM:
         """Score completions; `inputs` are the prompts' token ids, one tensor a row. A cut completion is an outcome of
         its own, scored as it is: its final value is 0."""
         prompts, prompt_of_row = _distinct(inputs)
-        last_hidden, cache = self.prompt_pass(self.network, prompts)
-        states = last_hidden[prompt_of_row][:, None]  # the state before action 0
-        num_inputs = actions.shape[1] - 1
-        if num_inputs:
-            tokens = actions[:, :-1].masked_fill(~mask[:, 1:], 0)
-            tokens = torch.nn.functional.pad(tokens, (0, -num_inputs % ROW_MULTIPLE))
-            lengths = torch.tensor([len(p) for p in inputs])
-            positions = lengths[:, None] + torch.arange(tokens.shape[1])
-            shared = SharedPrompt(cache, prompt_of_row, lengths, tokens.shape[1])
-            attend = positions[:, :, None] >= torch.arange(shared.source.shape[2])
-            positions = positions.clamp(max=self.context_length - 1)  # padding only: real ones were checked
-            hidden = self.hidden_states(self.network, tokens, positions, attend[:, None], shared)
-            states = torch.cat([states, hidden[:, :num_inputs]], 1)
-        states = states[mask]
+        num_actions = mask.sum(1).tolist()
+        packing = Packing.of([len(p) for p in prompts], prompt_of_row, num_actions)
+        tokens = torch.zeros_like(packing.positions)
+        real = torch.cat([*prompts, *(row[: n - 1] for row, n in zip(actions, num_actions, strict=True))])
+        tokens[: len(real)] = real
+        states = self.packed_states(tokens, packing).index_select(0, packing.states)
         against = None if reference is None else (reference.states[mask], *reference.policy.head())
         log_probs, entropies, kl = token_log_probs(
-            states, *self.head(), actions[mask], self.transform, self.dtype, against
+            states, *self.head(), actions[mask], self.transform, self.dtype, against, self._cast_head()
         )
         values = None if self.value_head is None else scatter(self.value_head(states)[:, 0].float(), mask)
         return PolicyOutput(
@@ -161,7 +172,7 @@ class CausalLM:
             copied.module, copied.is_lora = _base_network(self), False
         else:
             copied.module = copy.deepcopy(self.module).requires_grad_(False)
-        copied.sampler, copied.fused = copied.module, None
+        copied.sampler, copied.fused, copied.sampler_head = copied.module, None, None
         copied._owned = []
         return copied
 
@@ -201,11 +212,11 @@ class CausalLM:
             self.fused.refresh()
 
 
-def _distinct(inputs: tuple[Tensor, ...]) -> tuple[list[Tensor], Tensor]:
+def _distinct(inputs: tuple[Tensor, ...]) -> tuple[list[Tensor], list[int]]:
     """Return the different prompts, and for each row the index of its own."""
     index: dict[tuple[int, ...], int] = {}
     rows = [index.setdefault(tuple(prompt.tolist()), len(index)) for prompt in inputs]
-    return [torch.tensor(tokens) for tokens in index], torch.tensor(rows)
+    return [torch.tensor(tokens) for tokens in index], rows
 
 
 def _base_network(policy: CausalLM) -> nn.Module:

@@ -1,20 +1,25 @@
-"""The trunk of Llama-shaped networks in fewer operations, for sampling: the module's results to the last bit.
+"""The trunk of Llama-shaped networks in fewer operations, for sampling and learning: the module's results to the last
+bit.
 
 A decoding step of the Hugging Face module is thousands of small operations; under 64 rows they take longer than the
 matrix products. Here, the weights of products that share their input are one product, in bf16 laid out for the
-processor once per update, and casts, rotations and masks are done once. Whether the bits are the module's is tried
+processor once per update, and casts, rotations and masks are done once. The gradients of products, norms and gates are
+written out: they keep less between forward and backward, and cast once. Whether the bits are the module's is tried
 when the policy is made: any network of another kind runs through its module.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from logpi.device import products_in
+from logpi.policies.adapters import is_adapted
 from logpi.policies.attention import KEY_MULTIPLE, KeyValues, invariant_attention
+from logpi.policies.packing import Packing
 
 _CHILDREN = {
     "": {"embed_tokens", "layers", "norm", "rotary_emb"},
@@ -23,15 +28,19 @@ _CHILDREN = {
     "mlp": {"gate_proj", "up_proj", "down_proj", "act_fn"},
 }
 
+Attend = Callable[
+    [Tensor, Tensor, Tensor, int], Tensor
+]  # (query, key, value [..., heads, width], layer) -> [..., width]
+
 
 def is_llama_shaped(trunk: Any) -> bool:
     """Return whether the trunk has the parts of Llama, and no others: Mistral, Qwen2, Qwen3, SmolLM do."""
     named = {name for name, _ in trunk.named_children()}
-    if named != _CHILDREN[""]:
+    if named != _CHILDREN[""] or not hasattr(trunk.norm, "variance_epsilon"):
         return False
     for layer in trunk.layers:
         parts = dict(layer.named_children())
-        if parts.keys() != _CHILDREN["layer"]:
+        if parts.keys() != _CHILDREN["layer"] or "SiLU" not in type(layer.mlp.act_fn).__name__:
             return False
         for part in ("self_attn", "mlp"):
             if not {name for name, _ in parts[part].named_children()} <= _CHILDREN[part]:
@@ -40,22 +49,30 @@ def is_llama_shaped(trunk: Any) -> bool:
 
 
 class Product:
-    """x ↦ x Wᵀ + b for the rows of one or several linear layers that share their input."""
+    """x ↦ x Wᵀ + b for the rows of one or several linear layers that share their input.
 
-    def __init__(self, *layers: nn.Linear):
-        self.layers = layers
+    `layers` are the sampler's, `sources` the learner's: fp32 weights, maybe with an adapter, which get the gradient.
+    """
+
+    def __init__(self, layers: list[nn.Linear], sources: list[Any]):
+        self.layers, self.sources = layers, sources
+        self.packed: Tensor | None = None
+        self.bias: Tensor | None = None
+        self.is_bf16 = layers[0].weight.dtype == torch.bfloat16
+        self.is_adapted = any(is_adapted(source) for source in sources)
+        if self.is_bf16:  # one matrix, of which each layer's is a part
+            self.weight = torch.cat([layer.weight.detach() for layer in layers])
+            for layer, part in zip(layers, self.weight.split([len(layer.weight) for layer in layers]), strict=True):
+                layer.weight = nn.Parameter(part, requires_grad=False)
         self.refresh()
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Take the layers' weights as they are now."""
-        self.packed: Tensor | None = None
-        if self.layers[0].weight.dtype != torch.bfloat16:
-            return
-        weight = torch.cat([layer.weight.detach() for layer in self.layers])
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, _PACKED_ROWS)
-        biases = [layer.bias for layer in self.layers if layer.bias is not None]
-        self.bias = torch.cat([bias.detach() for bias in biases]) if biases else None
+        if self.is_bf16:
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, _PACKED_ROWS)
+            biases = [layer.bias for layer in self.layers if layer.bias is not None]
+            self.bias = torch.cat([bias.detach() for bias in biases]) if biases else None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -63,38 +80,133 @@ class Product:
         return sum(layer.weight.shape[0] for layer in self.layers), self.layers[0].weight.shape[1]
 
     def __call__(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            return self._with_gradient(x)
         if self.packed is not None:
-            x = x.to(torch.bfloat16)
-            return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
-        outs = [layer(x) for layer in self.layers]
-        return outs[0] if len(outs) == 1 else torch.cat(outs, -1)
+            return self.of_bf16(x.to(torch.bfloat16))
+        return _joined([layer(x) for layer in self.layers])
+
+    def _with_gradient(self, x: Tensor) -> Tensor:
+        if not self.is_bf16 or self.is_adapted:
+            with products_in(self.layers[0].weight.dtype):
+                return _joined([source(x) for source in self.sources])
+        weights = [source.weight for source in self.sources]
+        biases = [source.bias for source in self.sources if source.bias is not None]
+        return _Linear.apply(x.to(torch.bfloat16), self, len(weights), *weights, *biases)
+
+    def of_bf16(self, x: Tensor) -> Tensor:
+        """The product, of bf16 rows."""
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
 
 
 _PACKED_ROWS = 64  # what the layout is made for; it serves any number of rows
 
 
-class FusedTrunk:
-    """A Llama-shaped trunk, called as `CausalLM.hidden_states` calls the module."""
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
-    def __init__(self, trunk: Any):
+
+class _Linear(torch.autograd.Function):
+    """y = x Wᵀ + b in bf16: ∂x = ∂y W, ∂W = ∂yᵀ x, ∂b = Σ ∂y; W and b are several layers' weights, then biases."""
+
+    @staticmethod
+    def forward(ctx, x, product, num_weights, *parameters):
+        ctx.save_for_backward(x)
+        ctx.product, ctx.num_weights = product, num_weights
+        ctx.sizes = [len(p) for p in parameters]
+        return product.of_bf16(x)
+
+    @staticmethod
+    def backward(ctx, *slopes):
+        (x,), (slope,) = ctx.saved_tensors, slopes
+        needs_x, _, _, *needs = ctx.needs_input_grad
+        found: list[Tensor | None] = []
+        parts = slope.split(ctx.sizes[: ctx.num_weights], -1)
+        for part, needed in zip(parts, needs[: ctx.num_weights], strict=True):
+            found.append((part.T @ x).float() if needed else None)
+        if len(needs) > ctx.num_weights:
+            found += slope.sum(0, dtype=torch.float32).split(ctx.sizes[ctx.num_weights :])
+        return (slope @ ctx.product.weight) if needs_x else None, None, None, *found
+
+
+class _Norm(torch.autograd.Function):
+    """y = w · x r, r = (mean x² + ε)^−½: ∂w = Σ ∂y · x r, ∂x = r (g − x r · mean(g · x r)) with g = ∂y · w.
+
+    Zhang and Sennrich 2019, "Root Mean Square Layer Normalization", equation 4.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, epsilon):
+        wide = x.float()
+        r = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)
+        ctx.save_for_backward(x, weight, r)
+        return weight * (wide * r).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, *slopes):
+        x, weight, r = ctx.saved_tensors
+        scaled, slope = x.float() * r, slopes[0].float()
+        of_weight = (slope * scaled).flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
+        if ctx.needs_input_grad[0]:
+            g = slope * weight
+            mean = (g * scaled).mean(-1, keepdim=True)
+            return g.sub_(scaled.mul_(mean)).mul_(r).to(x.dtype), of_weight, None
+        return None, of_weight, None
+
+
+class _Gate(torch.autograd.Function):
+    """y = silu(gate) · up, of [..., gate and up]: ∂up = ∂y silu(gate), ∂gate = ∂y up silu′(gate)."""
+
+    @staticmethod
+    def forward(ctx, gate_up):
+        ctx.save_for_backward(gate_up)
+        gate, up = gate_up.chunk(2, -1)
+        # in one piece: an activation's last bits differ where its vectors don't fit into a row
+        return nn.functional.silu(gate.contiguous()) * up
+
+    @staticmethod
+    def backward(ctx, *slopes):
+        (gate_up,), (slope,) = ctx.saved_tensors, slopes
+        gate, up = gate_up.chunk(2, -1)
+        found = torch.empty_like(gate_up)
+        of_gate, of_up = found.chunk(2, -1)
+        torch.mul(slope, nn.functional.silu(gate), out=of_up)
+        torch.ops.aten.silu_backward.grad_input(slope * up, gate, grad_input=of_gate)
+        return found
+
+
+def _norm(module: Any, x: Tensor) -> Tensor:
+    return _Norm.apply(x, module.weight, module.variance_epsilon) if torch.is_grad_enabled() else module(x)
+
+
+class FusedTrunk:
+    """A Llama-shaped trunk: `sample` as `CausalLM.hidden_states` calls the module, `learn` as `packed_states` does."""
+
+    def __init__(self, trunk: Any, source: Any):
         self.trunk = trunk
-        self.layers = [_Layer(layer) for layer in trunk.layers]
+        self.layers = [_Layer(*both) for both in zip(trunk.layers, source.layers, strict=True)]
 
     @classmethod
-    @torch.no_grad()
     def of(cls, policy: Any) -> FusedTrunk | None:
-        """Return the fused trunk of a policy's sampler, or None where it would not give the module's bits."""
-        if not is_llama_shaped(policy.sampler.base_model):
+        """Return the fused trunk of a policy, or None where it would not give the bits of the sampler's module and of
+        the learner's."""
+        trunk = policy.sampler.base_model
+        if not is_llama_shaped(trunk):
             return None
-        fused = cls(policy.sampler.base_model)
+        fused = cls(trunk, policy.network.base_model)
         vocabulary = policy.sampler.get_input_embeddings().weight.shape[0]
         rows, time = 3, min(16, policy.context_length)
         tokens = (torch.arange(rows * time) * 7919 + 11).view(rows, time) % vocabulary
         positions = torch.arange(time)
         attend = (positions[:, None] >= torch.arange(KEY_MULTIPLE))[None, None]
         asked = tokens, positions.expand(rows, -1), attend
-        expected = policy.hidden_states(policy.sampler, *asked, KeyValues())
-        return fused if torch.equal(fused(*asked, KeyValues()), expected) else None
+        packing = Packing.of([time], [], [])
+        learned = torch.nn.functional.pad(tokens[0], (0, len(packing.positions) - time)), packing
+        with torch.no_grad():
+            expected = policy.hidden_states(policy.sampler, *asked, KeyValues())
+            same = torch.equal(fused.sample(*asked, KeyValues()), expected)
+        expected = policy.packed_states(*learned)
+        return fused if same and torch.equal(fused.learn(*learned), expected) else None
 
     def refresh(self) -> None:
         """Take the weights as they are now, once per update."""
@@ -106,51 +218,70 @@ class FusedTrunk:
         for layer in self.layers:
             yield from (layer.qkv, layer.out, layer.gate_up, layer.down)
 
-    def __call__(self, tokens: Tensor, positions: Tensor, attend: Tensor, cache: KeyValues) -> Tensor:
+    def sample(self, tokens: Tensor, positions: Tensor, attend: Tensor, cache: KeyValues) -> Tensor:
         """Run tokens, positions [rows, time], attend [rows or 1, 1, time, keys] -> [rows, time, width]."""
+
+        def attention(query: Tensor, key: Tensor, value: Tensor, layer: int) -> Tensor:
+            keys, values = cache.update(key.transpose(1, 2), value.transpose(1, 2), layer)
+            module = self.layers[layer].attention
+            out, _ = invariant_attention(module, query.transpose(1, 2), keys, values, attend, module.scaling)
+            return out.flatten(2)
+
         hidden = self.trunk.embed_tokens(tokens)
+        return self._run(hidden, self._rotation(hidden, positions), attention)
+
+    def learn(self, tokens: Tensor, packing: Packing) -> Tensor:
+        """Run packed tokens [places] -> [places, width], with gradients."""
+
+        def attention(query: Tensor, key: Tensor, value: Tensor, layer: int) -> Tensor:
+            return packing.attention(query, key, value, self.layers[layer].attention.scaling).flatten(1)
+
+        hidden = self.trunk.embed_tokens(tokens)
+        cos, signed_sin = self._rotation(hidden[None], packing.positions[None])
+        return self._run(hidden, (cos[0], signed_sin[0]), attention)
+
+    def _rotation(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         cos, sin = (part[:, :, None] for part in self.trunk.rotary_emb(hidden, positions))
         # rotate_half(x)·sin = roll(x)·(−sin, sin): a sign moves from one factor to the other
         half = sin.shape[-1] // 2
-        signed_sin = torch.cat([-sin[..., :half], sin[..., half:]], -1)
+        return cos, torch.cat([-sin[..., :half], sin[..., half:]], -1)
+
+    def _run(self, hidden: Tensor, rotation: tuple[Tensor, Tensor], attention: Attend) -> Tensor:
         for i, layer in enumerate(self.layers):
-            hidden = layer(hidden, (cos, signed_sin), attend, cache, i)
-        return self.trunk.norm(hidden)
+            hidden = layer(hidden, rotation, attention, i)
+        return _norm(self.trunk.norm, hidden)
 
 
 class _Layer:
-    def __init__(self, layer: Any):
-        attention, mlp = layer.self_attn, layer.mlp
-        self.attention, self.activation = attention, mlp.act_fn
+    def __init__(self, layer: Any, source: Any):
+        self.attention = layer.self_attn
         self.norms = layer.input_layernorm, layer.post_attention_layernorm
-        self.qkv = Product(attention.q_proj, attention.k_proj, attention.v_proj)
-        self.out, self.down = Product(attention.o_proj), Product(mlp.down_proj)
-        self.gate_up = Product(mlp.gate_proj, mlp.up_proj)
-        self.num_key_heads = attention.k_proj.weight.shape[0] // attention.head_dim
-        self.num_heads = attention.q_proj.weight.shape[0] // attention.head_dim
-        self.head_norms: list[Any] = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
 
-    def __call__(
-        self, hidden: Tensor, rotation: tuple[Tensor, Tensor], attend: Tensor, cache: KeyValues, index: int
-    ) -> Tensor:
-        hidden = hidden + self._attention(self.norms[0](hidden), rotation, attend, cache, index)
-        gate, up = self.gate_up(self.norms[1](hidden)).chunk(2, -1)
-        # in one piece: an activation's last bits differ where its vectors don't fit into a row
-        return hidden + self.down(self.activation(gate.contiguous()) * up)
+        def product(part: str, *names: str) -> Product:
+            both = (getattr(which, part) for which in (layer, source))
+            return Product(*([getattr(module, name) for name in names] for module in both))
 
-    def _attention(
-        self, x: Tensor, rotation: tuple[Tensor, Tensor], attend: Tensor, cache: KeyValues, index: int
-    ) -> Tensor:
-        rows, time = x.shape[:2]
-        heads = self.qkv(x).view(rows, time, -1, self.attention.head_dim)
-        turned, value = heads.split((self.num_heads + self.num_key_heads, self.num_key_heads), 2)
+        self.qkv, self.out = product("self_attn", "q_proj", "k_proj", "v_proj"), product("self_attn", "o_proj")
+        self.gate_up, self.down = product("mlp", "gate_proj", "up_proj"), product("mlp", "down_proj")
+        width = self.attention.head_dim
+        self.num_heads, self.num_key_heads = (
+            getattr(self.attention, name).weight.shape[0] // width for name in ("q_proj", "k_proj")
+        )
+        self.head_norms: list[Any] = [getattr(self.attention, name, None) for name in ("q_norm", "k_norm")]
+
+    def __call__(self, hidden: Tensor, rotation: tuple[Tensor, Tensor], attention: Attend, index: int) -> Tensor:
+        heads = self._heads(_norm(self.norms[0], hidden), rotation)
+        hidden = hidden + self.out(attention(*heads, index))
+        return hidden + self.down(_Gate.apply(self.gate_up(_norm(self.norms[1], hidden))))
+
+    def _heads(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return query, key and value [..., heads, width], turned to their positions."""
+        heads = self.qkv(x).unflatten(-1, (-1, self.attention.head_dim))
+        turned, value = heads.split((self.num_heads + self.num_key_heads, self.num_key_heads), -2)
         if self.head_norms[0] is not None:
-            parts = turned.split((self.num_heads, self.num_key_heads), 2)
-            turned = torch.cat([norm(part) for norm, part in zip(self.head_norms, parts, strict=True)], 2)
+            parts = turned.split((self.num_heads, self.num_key_heads), -2)
+            turned = torch.cat([_norm(norm, part) for norm, part in zip(self.head_norms, parts, strict=True)], -2)
         cos, signed_sin = rotation
         turned = turned * cos + turned.roll(turned.shape[-1] // 2, -1) * signed_sin
-        turned = turned.to(value.dtype)
-        query, key = turned.transpose(1, 2).split((self.num_heads, self.num_key_heads), 1)
-        keys, values = cache.update(key, value.transpose(1, 2), index)
-        out, _ = invariant_attention(self.attention, query, keys, values, attend, self.attention.scaling)
-        return self.out(out.reshape(rows, time, -1))
+        query, key = turned.to(value.dtype).split((self.num_heads, self.num_key_heads), -2)
+        return query, key, value

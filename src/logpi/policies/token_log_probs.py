@@ -159,8 +159,8 @@ class _TokenLogProbs(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, actions, transform, dtype, reference):
-        product_weight = weight.to(dtype)
+    def forward(ctx, hidden, weight, bias, actions, transform, dtype, reference, cast):
+        product_weight = weight.to(dtype) if cast is None else cast
         product_bias = None if bias is None else bias.to(dtype)
         against = [] if reference is None else [reference[0], *(x if x is None else x.to(dtype) for x in reference[1:])]
         log_probs, entropies, kl, lowest = [], [], [], []
@@ -218,7 +218,7 @@ class _TokenLogProbs(torch.autograd.Function):
                 grad_hidden[rows] = (grad_logits @ weight).to(hidden.dtype)
             if grad_weight is not None:
                 _add_product(grad_weight, grad_logits.T, hidden[rows].to(weight.dtype))
-        return grad_hidden, grad_weight, grad_bias, None, None, None, None
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None, None
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
@@ -236,6 +236,7 @@ def token_log_probs(
     transform: Transform,
     dtype: torch.dtype,
     reference: tuple[Tensor, Tensor, Tensor | None] | None = None,
+    cast: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return (log π(action | hidden), entropy of π(· | hidden), KL(π‖π_ref)), [rows] each, differentiable in hidden,
     weight, bias.
@@ -243,6 +244,6 @@ def token_log_probs(
     hidden [rows, width], weight [vocabulary, width], actions [rows]; `dtype` is the product's. The policy is the one
     that `transform` makes of the logits, as in sampling. `reference`: hidden, weight, bias of another network at the
     same rows, under the same transform, taken as constants; the KL is None without it, and infinite or NaN where tokens
-    are cut.
+    are cut. `cast` is the weight in `dtype`, where it is at hand.
     """
-    return _TokenLogProbs.apply(hidden, weight, bias, actions, transform, dtype, reference)
+    return _TokenLogProbs.apply(hidden, weight, bias, actions, transform, dtype, reference, cast)
