@@ -47,24 +47,27 @@ def invariant_attention(
             raise InputError(f"this model's attention uses {name}, which logpi does not compute; pick another model")
     if attention_mask is None:
         raise InputError(f"{type(module).__name__} drops the mask that it is given; logpi can't run this model")
-    batch, num_heads, num_queries, width = query.shape
-    factor: float = width**-0.5 if scaling is None else scaling
+    factor: float = query.shape[-1] ** -0.5 if scaling is None else scaling
     if packing is not None:
         return packing.attention(*(part[0].transpose(0, 1) for part in (query, key, value)), factor)[None], None
     dtype = product_dtype(query.dtype)
-    folded = (query.to(dtype) * factor).reshape(batch, key.shape[1], -1, width)
-    own = probabilities(folded, key.to(dtype), attention_mask).to(dtype)
-    out = product(own, value.to(dtype))
-    return out.reshape(batch, num_heads, num_queries, width).transpose(1, 2), None
+    return attention_of(query.to(dtype) * factor, key.to(dtype), value.to(dtype), ~attention_mask), None
 
 
-def probabilities(query: Tensor, key: Tensor, attend: Tensor) -> Tensor:
+def attention_of(query: Tensor, key: Tensor, value: Tensor, masked: Tensor) -> Tensor:
+    """softmax(QKᵀ + mask)V of scaled queries; shapes as in `invariant_attention`, `masked`: where not to look."""
+    batch, num_heads, num_queries, width = query.shape
+    own = probabilities(query.reshape(batch, key.shape[1], -1, width), key, masked).to(value.dtype)
+    return product(own, value).reshape(batch, num_heads, num_queries, width).transpose(1, 2)
+
+
+def probabilities(query: Tensor, key: Tensor, masked: Tensor) -> Tensor:
     """softmax(QKᵀ + mask), at least in float32: query, scaled already, [batch, key heads, rows, width] with a row for
-    each head of the key head and each query, key [batch, key heads, keys, width], attend [batch or 1, 1, queries, keys]
+    each head of the key head and each query, key [batch, key heads, keys, width], masked [batch or 1, 1, queries, keys]
     -> [batch, key heads, rows, keys]."""
     scores = product(query, key.transpose(2, 3)).to(torch.promote_types(query.dtype, torch.float32))
-    by_head = scores.view(*scores.shape[:2], -1, *attend.shape[2:])
-    return torch.softmax(by_head.masked_fill_(~attend[:, :, None], MASKED), -1).view(scores.shape)
+    by_head = scores.view(*scores.shape[:2], -1, *masked.shape[2:])
+    return torch.softmax(by_head.masked_fill_(masked[:, :, None], MASKED), -1).view(scores.shape)
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from logpi.device import products_in
 from logpi.policies.adapters import is_adapted
-from logpi.policies.attention import KEY_MULTIPLE, KeyValues, invariant_attention
+from logpi.policies.attention import KEY_MULTIPLE, KeyValues, attention_of
 from logpi.policies.packing import Packing
 
 _CHILDREN = {
@@ -129,18 +129,24 @@ class _Linear(torch.autograd.Function):
         return (slope @ ctx.product.weight) if needs_x else None, None, None, *found
 
 
+def _normalised(x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """Return w · x r and r = (mean x² + ε)^−½."""
+    wide = x.float()
+    r = wide.pow(2).mean(-1, keepdim=True).add_(epsilon).rsqrt_()
+    return weight * (wide * r).to(x.dtype), r
+
+
 class _Norm(torch.autograd.Function):
-    """y = w · x r, r = (mean x² + ε)^−½: ∂w = Σ ∂y · x r, ∂x = r (g − x r · mean(g · x r)) with g = ∂y · w.
+    """`_normalised`: ∂w = Σ ∂y · x r, ∂x = r (g − x r · mean(g · x r)) with g = ∂y · w.
 
     Zhang and Sennrich 2019, "Root Mean Square Layer Normalization", equation 4.
     """
 
     @staticmethod
     def forward(ctx, x, weight, epsilon):
-        wide = x.float()
-        r = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)
+        found, r = _normalised(x, weight, epsilon)
         ctx.save_for_backward(x, weight, r)
-        return weight * (wide * r).to(x.dtype)
+        return found
 
     @staticmethod
     def backward(ctx, *slopes):
@@ -154,15 +160,20 @@ class _Norm(torch.autograd.Function):
         return None, of_weight, None
 
 
+def _gated(gate_up: Tensor) -> Tensor:
+    """Return silu(gate) · up of [..., gate and up]."""
+    gate, up = gate_up.chunk(2, -1)
+    # in one piece: an activation's last bits differ where its vectors don't fit into a row
+    return nn.functional.silu(gate.contiguous()).mul_(up)
+
+
 class _Gate(torch.autograd.Function):
-    """y = silu(gate) · up, of [..., gate and up]: ∂up = ∂y silu(gate), ∂gate = ∂y up silu′(gate)."""
+    """`_gated`: ∂up = ∂y silu(gate), ∂gate = ∂y up silu′(gate)."""
 
     @staticmethod
     def forward(ctx, gate_up):
         ctx.save_for_backward(gate_up)
-        gate, up = gate_up.chunk(2, -1)
-        # in one piece: an activation's last bits differ where its vectors don't fit into a row
-        return nn.functional.silu(gate.contiguous()) * up
+        return _gated(gate_up)
 
     @staticmethod
     def backward(ctx, *slopes):
@@ -176,7 +187,9 @@ class _Gate(torch.autograd.Function):
 
 
 def _norm(module: Any, x: Tensor) -> Tensor:
-    return _Norm.apply(x, module.weight, module.variance_epsilon) if torch.is_grad_enabled() else module(x)
+    if torch.is_grad_enabled():
+        return _Norm.apply(x, module.weight, module.variance_epsilon)
+    return _normalised(x, module.weight, module.variance_epsilon)[0]
 
 
 class FusedTrunk:
@@ -223,10 +236,10 @@ class FusedTrunk:
 
         def attention(query: Tensor, key: Tensor, value: Tensor, layer: int) -> Tensor:
             keys, values = cache.update(key.transpose(1, 2), value.transpose(1, 2), layer)
-            module = self.layers[layer].attention
-            out, _ = invariant_attention(module, query.transpose(1, 2), keys, values, attend, module.scaling)
-            return out.flatten(2)
+            scaled = query.transpose(1, 2) * self.layers[layer].attention.scaling
+            return attention_of(scaled, keys, values, masked).flatten(2)
 
+        masked = ~attend
         hidden = self.trunk.embed_tokens(tokens)
         return self._run(hidden, self._rotation(hidden, positions), attention)
 
@@ -272,7 +285,8 @@ class _Layer:
     def __call__(self, hidden: Tensor, rotation: tuple[Tensor, Tensor], attention: Attend, index: int) -> Tensor:
         heads = self._heads(_norm(self.norms[0], hidden), rotation)
         hidden = hidden + self.out(attention(*heads, index))
-        return hidden + self.down(_Gate.apply(self.gate_up(_norm(self.norms[1], hidden))))
+        gate_up = self.gate_up(_norm(self.norms[1], hidden))
+        return hidden + self.down(_Gate.apply(gate_up) if torch.is_grad_enabled() else _gated(gate_up))
 
     def _heads(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Return query, key and value [..., heads, width], turned to their positions."""

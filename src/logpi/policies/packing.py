@@ -36,7 +36,7 @@ class Block:
     spans: list[Span]
     queries: Tensor  # [spans, time], places of the tokens that ask; where there is none, the last place of all
     keys: Tensor  # [spans, keys], places of what they may ask: key j is position j
-    attend: Tensor  # [spans, 1, time, keys]
+    masked: Tensor  # [spans, 1, time, keys], what they may not
 
     @classmethod
     def of(cls, spans: list[Span], nowhere: int) -> Block:
@@ -49,7 +49,7 @@ class Block:
             spans,
             torch.where(time < length, start + time, nowhere),
             torch.where(position < length + offset, keys, nowhere),
-            ((offset + time)[:, :, None] >= position)[:, None],
+            ((offset + time)[:, :, None] < position)[:, None],
         )
 
 
@@ -141,7 +141,7 @@ class _Attention(torch.autograd.Function):
         rows, where = packing.rows(query.shape[1], key.shape[1])
         found = []
         for block, (asking, asked) in zip(packing.blocks, rows, strict=True):
-            own = probabilities(_take(query, asking), _take(key, asked), block.attend)
+            own = probabilities(_take(query, asking), _take(key, asked), block.masked)
             found.append(product(own.to(value.dtype), _take(value, asked)).flatten(0, -2))
         return torch.cat(found)[where].view(query.shape)
 
@@ -155,7 +155,7 @@ class _Attention(torch.autograd.Function):
         for block, (asking, asked) in zip(ctx.packing.blocks, rows, strict=True):
             queries, keys, values = _take(query, asking), _take(key, asked), _take(value, asked)
             slope = _take(slopes[0].to(query.dtype), asking)
-            own = probabilities(queries, keys, block.attend)
+            own = probabilities(queries, keys, block.masked)
             of_own = (slope @ values.transpose(2, 3)).to(own.dtype)
             of_scores = torch.ops.aten._softmax_backward_data(of_own, own, -1, own.dtype).to(query.dtype)
             of_query.append((of_scores @ keys).flatten(0, -2))

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from logpi.device import product_dtype
 from logpi.policies.attention import KEY_MULTIPLE, KeyValues, round_up
 
 
@@ -19,7 +18,6 @@ class SlotCache(KeyValues):
 
     def __init__(self, prompt: KeyValues, prompt_of_slot: Tensor, num_slots: int):
         super().__init__()
-        self.positions = torch.zeros(num_slots, dtype=torch.long)  # where the next token of each slot is written
         for layer, prompt_keys in prompt.keys.items():
             for store, source in ((self.keys, prompt_keys), (self.values, prompt.values[layer])):
                 slots = source.new_zeros((num_slots, *source.shape[1:]))
@@ -29,13 +27,15 @@ class SlotCache(KeyValues):
     def begin(self, positions: Tensor) -> None:
         """Announce the next step: slot i writes its token at positions[i]. Room for keys grows by 64: what is there is
         read in one piece, without a copy."""
-        self.positions = positions
-        self.rows = torch.arange(len(positions))
+        self.num_rows = len(positions)
         missing = round_up(int(positions.max()) + 1, KEY_MULTIPLE) - self.num_keys
         if missing > 0:
             for store in (self.keys, self.values):
                 for layer, kept in store.items():
                     store[layer] = F.pad(kept[: len(positions)], (0, 0, 0, missing))
+        _, num_heads, capacity, _ = self.keys[0].shape
+        slot_and_head = torch.arange(self.num_rows * num_heads).view(-1, num_heads)
+        self.places = (slot_and_head * capacity + positions[:, None]).flatten()  # among all keys of a layer
 
     @property
     def num_keys(self) -> int:
@@ -44,12 +44,10 @@ class SlotCache(KeyValues):
 
     def update(self, key: Tensor, value: Tensor, layer_idx: int, *args, **kwargs) -> tuple[Tensor, Tensor]:
         """Write one token a slot; return views of the first n slots."""
-        dtype = product_dtype(key.dtype)
-        keys, values = self.keys[layer_idx], self.values[layer_idx]
-        keys[self.rows, :, self.positions] = key[:, :, 0].to(dtype)
-        values[self.rows, :, self.positions] = value[:, :, 0].to(dtype)
-        num_rows = len(self.rows)
-        return keys[:num_rows], values[:num_rows]
+        for store, new in ((self.keys, key), (self.values, value)):
+            kept, width = store[layer_idx], new.shape[3]
+            kept.view(-1, width).index_copy_(0, self.places, new.reshape(-1, width).to(kept.dtype))
+        return self.keys[layer_idx][: self.num_rows], self.values[layer_idx][: self.num_rows]
 
     def keep(self, survivors: Tensor) -> None:
         """Make slot `survivors[i]` slot i; the ones already in place stay where they are."""
