@@ -1,0 +1,93 @@
+"""Seconds to a held-out score: `python benchmarks/seconds_to_score.py --trl PYTHON [--rates 1e-5] [--seeds 0]`.
+
+logpi and TRL's GRPO on the same task, prompts a step, completions, length limit and learning rate, a process each, one
+after the other. The clock runs from the process's start, imports and loading included, and stands still in evaluations.
+A side has passed when the lower end of the 95 % interval of greedy held-out accuracy is at the target at two checks in
+a row; its time is that of the first of them. What is in the output file is not run again: budgets that take days can be
+spent in parts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from side_by_side import ANSWER, HERE, machine
+
+from logpi.policies.model_folder import find
+
+KEYS = ("task", "side", "rate", "seed", "prompts", "generations", "target", "checkpointing")
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--trl", required=True, help="an interpreter with trl (make judges: .venv-judges/bin/python)")
+    options.add_argument("--model", default="smollm2-q4")
+    options.add_argument("--task", default="smollm2-addition", help="a recipe: its task and lengths count")
+    options.add_argument("--rates", default="1e-5", help="learning rates, with commas between them")
+    options.add_argument("--seeds", default="0")
+    options.add_argument("--prompts", type=int, default=16, help="a step")
+    options.add_argument("--generations", type=int, default=8)
+    options.add_argument("--target", type=float, default=0.7, help="of the interval's lower end")
+    options.add_argument("--every", type=int, default=2, help="steps between checks")
+    options.add_argument("--limit", type=float, default=1800, help="seconds, after which a side has failed")
+    options.add_argument("--output", type=Path, default=HERE / "seconds_to_score.jsonl")
+    chosen = options.parse_args()
+    model = str(find(chosen.model, weights=True).location)
+    sides = {"logpi": (sys.executable, "score_logpi.py"), "trl": (chosen.trl, "score_trl.py")}
+    for rate, seed, side in itertools.product(chosen.rates.split(","), chosen.seeds.split(","), sides):
+        work = {
+            "task": chosen.task,
+            "side": side,
+            "rate": float(rate),
+            "seed": int(seed),
+            "prompts": chosen.prompts,
+            "generations": chosen.generations,
+            "target": chosen.target,
+            "checkpointing": False,  # TRL's faster setting where memory allows it
+        }
+        done = [row for row in known(chosen.output) if all(row[key] == work[key] for key in KEYS)]
+        if not done:
+            asked = {**work, "model": model, "every": chosen.every, "limit": chosen.limit, "start": time.time()}
+            done = [{**work, **run(*sides[side], asked), "machine": machine()}]
+            with chosen.output.open("a") as file:
+                file.write(json.dumps(done[0]) + "\n")
+        print(line(done[0]), flush=True)
+
+
+def known(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(row) for row in path.read_text().splitlines()] if path.exists() else []
+
+
+def run(python: str, script: str, asked: dict[str, Any]) -> dict[str, Any]:
+    """Run one side to its end; return its answer."""
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"}
+    command = [python, str(HERE / "sides" / script), json.dumps(asked)]
+    found = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    for text in found.stdout.splitlines():
+        if text.startswith(ANSWER):
+            return json.loads(text.removeprefix(ANSWER))
+    raise SystemExit(f"{script} ended without an answer: run it by hand to see why: {json.dumps(asked)}")
+
+
+def line(row: dict[str, Any]) -> str:
+    """Say how a side did: seconds, and what they are the product of."""
+    told = "failed"
+    if row["seconds"] is not None:
+        told = f"{row['seconds']:.0f} s, of them {row['startup']:.0f} s until the first step"
+    each = row["trained_seconds"] / max(1, row["trained_completions"])
+    return (
+        f"{row['task']} {row['side']:<6} rate {row['rate']:g} seed {row['seed']}: {told}; {row['completions']} "
+        f"completions at {each:.3f} s, {row['tokens']} tokens, peak {row['peak_gb']:.1f} GB; scores {row['scores']}"
+    )
+
+
+if __name__ == "__main__":
+    main()
