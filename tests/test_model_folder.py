@@ -11,7 +11,7 @@ import models
 import pytest
 
 from logpi.errors import InputError
-from logpi.experience import prompt_tokens
+from logpi.policies.chat import prompt_tokens
 from logpi.policies import model_folder
 from logpi.policies.loading import load_causal_lm
 from logpi.policies.model_folder import find

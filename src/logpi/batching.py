@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from logpi.randomness import Stream, permutation
-from logpi.trajectory import Batch
+from logpi.trajectory import OWN, Batch, num_shared
 
 
 def minibatches(
@@ -41,8 +41,11 @@ def minibatches(
 
 def micro_batches(batch: Batch, max_tokens: int) -> Iterator[Tensor]:
     """Yield row indices for one forward each: longest first, prompts counted once a group, at most `max_tokens` padded
-    tokens (a single group's worth of rows may not fit: it is cut)."""
-    lengths, groups = batch.lengths.tolist(), batch.group.tolist()
+    tokens (a single group's worth of rows may not fit: it is cut). A row is as long as its actions and what it was told
+    in between."""
+    shared, groups = [num_shared(inputs) for inputs in batch.inputs], batch.group.tolist()
+    told = [int((inputs[start:] != OWN).sum()) for inputs, start in zip(batch.inputs, shared, strict=True)]
+    lengths = [actions + others for actions, others in zip(batch.lengths.tolist(), told, strict=True)]
     longest_of_group: dict[int, int] = {}
     for group, length in zip(groups, lengths, strict=True):
         longest_of_group[group] = max(length, longest_of_group.get(group, 0))
@@ -51,7 +54,7 @@ def micro_batches(batch: Batch, max_tokens: int) -> Iterator[Tensor]:
     prompts: set[int] = set()
     prompt_tokens = longest = 0
     for row in order:
-        group, time, prompt = groups[row], max(longest, lengths[row]), len(batch.inputs[row])
+        group, time, prompt = groups[row], max(longest, lengths[row]), shared[row]
         new_prompt = 0 if group in prompts else prompt
         if rows and time * (len(rows) + 1) + prompt_tokens + new_prompt > max_tokens:
             yield torch.tensor(rows)

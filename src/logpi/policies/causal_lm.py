@@ -17,6 +17,7 @@ from logpi.policies.attention import KEY_MULTIPLE, KeyValues, SharedPrompt, roun
 from logpi.policies.base import PolicyOutput, Reference, scatter
 from logpi.policies.fused import FusedTrunk, Product
 from logpi.policies.token_log_probs import PLAIN, ROW_MULTIPLE, Transform, pad_rows, token_log_probs
+from logpi.policies.turns import unrolled
 from logpi.trajectory import pad
 
 
@@ -116,15 +117,16 @@ class CausalLM:
         inputs: tuple[Any, ...],
         reference: Reference | None = None,
     ) -> PolicyOutput:
-        """Score completions; `inputs` are the prompts' token ids, one tensor a row. A cut completion is an outcome of
-        its own, scored as it is: its final value is 0."""
+        """Score completions; `inputs` are the prompts' token ids, one tensor a row, and what was said between the
+        actions of an episode of several turns. A cut completion is an outcome of its own, scored as it is: its final
+        value is 0."""
+        inputs, sequences, places = unrolled(actions, mask, inputs)
         prompts, prompt_of_row = _distinct(inputs)
         last_hidden, cache = self.prompt_pass(self.network, prompts)
         states = last_hidden[prompt_of_row][:, None]  # the state before action 0
-        num_inputs = actions.shape[1] - 1
+        num_inputs = sequences.shape[1] - 1
         if num_inputs:
-            tokens = actions[:, :-1].masked_fill(~mask[:, 1:], 0)
-            tokens = torch.nn.functional.pad(tokens, (0, -num_inputs % ROW_MULTIPLE))
+            tokens = torch.nn.functional.pad(sequences[:, :-1], (0, -num_inputs % ROW_MULTIPLE))
             lengths = torch.tensor([len(p) for p in inputs])
             positions = lengths[:, None] + torch.arange(tokens.shape[1])
             shared = SharedPrompt(cache, prompt_of_row, lengths, tokens.shape[1])
@@ -132,7 +134,7 @@ class CausalLM:
             positions = positions.clamp(max=self.context_length - 1)  # padding only: real ones were checked
             hidden = self.hidden_states(self.network, tokens, positions, attend[:, None], shared)
             states = torch.cat([states, hidden[:, :num_inputs]], 1)
-        states = states[mask]
+        states = states[torch.arange(len(mask)).repeat_interleave(mask.sum(1)), places]
         against = None if reference is None else (reference.states[mask], *reference.policy.head())
         log_probs, entropies, kl = token_log_probs(
             states, *self.head(), actions[mask], self.transform, self.dtype, against
