@@ -84,15 +84,18 @@ class ConversationExperience:
 
     def evaluate(self, step: int, *, full: bool = False) -> Evaluation:
         """Play one greedy episode from every held-out problem, with the same users each time; the environment's scores
-        are the metrics. Recorded replies, where the task has some, are compared with greedy ones as a whole."""
+        are the metrics. Recorded replies, where the task has some, are compared with greedy ones, all together."""
         starts = [self._start(problem) for problem in self.task.heldout]
         played = self._play(starts, 1, self.greedy, Stream.EVALUATION_ENVIRONMENT)
-        metrics = {name: estimate([t.rewards_by_name[name] or 0.0 for t in played]) for name in played[0].rewards_by_name}
+        metrics = {
+            name: estimate([t.rewards_by_name[name] or 0.0 for t in played]) for name in played[0].rewards_by_name
+        }
         metrics["reward"] = estimate([float(t.rewards.sum()) for t in played if t.rewards is not None])
         score, *_ = metrics.values()
         extras: dict[str, Any] = {"texts": [self._shown(t) for t in played[:8]]}
-        if self.task.compare is not None:
-            extras |= self.task.compare(self.reply_to(self.task.recorded), self.task.recorded)
+        if self.task.replies is not None and self.task.compare is not None:
+            recorded = [reply for problem in self.task.heldout for reply in self.task.replies(problem)]
+            extras |= self.task.compare(self.reply_to(recorded), recorded)
         return Evaluation(**asdict(score), metrics=metrics, extras=extras)
 
     def reply_to(self, problems: Sequence[Problem]) -> list[str]:

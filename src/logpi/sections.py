@@ -47,13 +47,13 @@ class Shape(Section):
         return self
 
 
-class NewNetwork(Section):
-    """A network that knows nothing yet, with a tokenizer learnt from the task's training side."""
+class NewConfig(Section):
+    """A new network and a new tokenizer, learnt from the prompts and solutions of the task's training side."""
 
+    context_length: int = Field(default=256, ge=8)
+    """Tokens that the network can read."""
     vocab_size: int = Field(default=1024, ge=BYTES + NUM_SPECIAL_TOKENS)
-    """Byte-level BPE: 260 is bytes alone, each further token merges two."""
-    context_length: int = Field(default=512, ge=8)
-    """Tokens of the longest conversation."""
+    """Of the tokenizer, byte-level BPE, as in pretrain."""
     shape: Shape = Shape()
 
 
@@ -62,8 +62,8 @@ class SftConfig(Section):
 
     batch_size: int = Field(default=32, ge=1)
     """Demonstrations a step."""
-    new: NewNetwork | None = None
-    """Begin with a new network and a new tokenizer, in place of policy.model."""
+    new: NewConfig | None = None
+    """Begin with a network that knows nothing, in place of policy.model."""
 
 
 class PretrainConfig(Section):

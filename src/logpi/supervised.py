@@ -80,8 +80,8 @@ def solutions(problems: Sequence[Problem], task: Task, policy: CausalLM) -> list
             completion = torch.tensor([*policy.tokenizer(solution, add_special_tokens=False)["input_ids"], end])
         else:
             raise InputError(
-                f'task "{task.name}": row {problem.uid} has no text in its column "{task.solution}" ({solution!r:.40}), '
-                "which is what would be imitated; fill it in or remove the row"
+                f'task "{task.name}": row {problem.uid} has no text in its column "{task.solution}" '
+                f"({solution!r:.40}), which is what would be imitated; fill it in or remove the row"
             )
         num_told = int((prompt != OWN).sum())
         if num_told + len(completion) > policy.context_length:

@@ -38,8 +38,8 @@ def prompt_tokens(tokenizer: Any, prompt: str | list[Message]) -> Tensor:
 def reply_tokens(tokenizer: Any, before: Sequence[Message], replies: Sequence[Message], ends: Sequence[int]) -> Tensor:
     """Return the tokens from the end of a policy's message to the start of its next one.
 
-    `before` is the conversation up to that message. `ends` are the tokens that end one: drawn by the policy, so one that
-    the template puts there is left out. Raises InputError for a template that does not keep what was said as it is.
+    `before` is the conversation up to that message. `ends` are the tokens that end one: drawn by the policy, so the one
+    that the template puts there is left out. Raises InputError for a template that does not keep what was said as it is.
     """
     start = _templated(tokenizer, before, tokenize=False) + WRITTEN["content"]
     whole = _templated(tokenizer, [*before, WRITTEN, *replies], tokenize=False)
@@ -47,8 +47,8 @@ def reply_tokens(tokenizer: Any, before: Sequence[Message], replies: Sequence[Me
         place = next(i for i, (a, b) in enumerate(zip(start, whole + "\0", strict=False)) if a != b)
         raise InputError(
             "the tokenizer's chat template is not prefix-preserving: with the next message it writes "
-            f"{whole[place : place + 40]!r} where it wrote {start[place : place + 40]!r} before, so later turns are not "
-            "what the policy saw and wrote. Save the model with a template that only appends (for example without "
+            f"{whole[place : place + 40]!r} where it wrote {start[place : place + 40]!r} before, so later turns are "
+            "not what the policy saw and wrote. Save the model with a template that only appends (for example without "
             "a default thinking block or a rule for the last message)"
         )
     ids = tokenizer(whole[len(start) :], add_special_tokens=False)["input_ids"]

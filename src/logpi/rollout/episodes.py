@@ -1,8 +1,8 @@
 """Episodes of several turns with a language model: token in, token out.
 
-Each turn is sampled from everything so far as tokens, so what the policy wrote stays as it was drawn. Its tokens are the
-actions; what others said stands in the trajectory's inputs. Draws are keyed by the position among the episode's actions,
-which counts on across turns.
+Each turn is sampled from everything so far as tokens, so what the policy wrote stays as it was drawn. Its tokens are
+the actions; what others said stands in the trajectory's inputs. Draws are keyed by the position among the episode's
+actions, which counts on across turns.
 """
 
 from __future__ import annotations

@@ -42,8 +42,9 @@ class Task:
     conversation that goes on from the prompt.
 
     A task of several turns has an `environment`, which makes the other side of an episode (`environments.multi_turn`)
-    and gives the rewards in place of `rewards` and `metrics`; the policy writes at most `max_turns` messages. `recorded`
-    are prompts whose greedy replies `compare(texts, recorded)` sets against recorded ones as a whole, at evaluations.
+    and gives the rewards in place of `rewards` and `metrics`; the policy writes at most `max_turns` messages. At
+    evaluations `compare(texts, recorded)` sets greedy replies to a held-out problem's `replies` against recorded ones,
+    all together.
     """
 
     name: str
@@ -56,5 +57,5 @@ class Task:
     solution: str = "completion"
     environment: Callable[[], Any] | None = None
     max_turns: int = 1
-    recorded: Sequence[Problem] = ()
+    replies: Callable[[Problem], Sequence[Problem]] | None = None
     compare: Callable[[Sequence[str], Sequence[Problem]], dict[str, Any]] | None = None

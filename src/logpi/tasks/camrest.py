@@ -35,12 +35,13 @@ def camrest(data: Source, database: Source | None = None, heldout: int = 135) ->
     """
     _require_sacrebleu()
     rows = read_rows(data)
-    if not 0 < heldout < len(rows):
-        raise InputError(f"heldout={heldout}: must be from 1 to {len(rows) - 1}, the number of dialogues less 1")
+    if isinstance(heldout, bool) or not isinstance(heldout, int) or not 0 <= heldout < len(rows):
+        raise InputError(f"heldout={heldout}: must be a count from 0 to {len(rows) - 1}, of {len(rows)} dialogues")
     dialogues = [_dialogue(row, index, name_of(data)) for index, row in enumerate(rows)]
     foods = {value for d in dialogues for turn in d["turns"] for slot, value in turn["state"].items() if slot == "food"}
     restaurants = Restaurants(_database(data) if database is None else database, sorted(foods - {ANY}))
-    sides = {"train": dialogues[:-heldout], "heldout": dialogues[-heldout:]}
+    num_train = len(dialogues) - heldout
+    sides = {"train": dialogues[:num_train], "heldout": dialogues[num_train:]}
     problems = {side: [_problem(d, side, restaurants) for d in found] for side, found in sides.items()}
     wordings = {side: Wording(found, restaurants) for side, found in sides.items()}
     solvable = {
@@ -54,7 +55,7 @@ def camrest(data: Source, database: Source | None = None, heldout: int = 135) ->
         solution="messages",
         environment=partial(Service, restaurants, wordings),
         max_turns=MAX_TURNS,
-        recorded=[reply for p in problems["heldout"] for reply in _replies(p)],
+        replies=recorded_replies,
         compare=corpus_bleu,
     )
 
@@ -67,13 +68,13 @@ def _database(data: Source) -> Path:
 
 def _dialogue(row: Row, index: int, source: str) -> dict[str, Any]:
     """Return a recorded dialogue: its goal, and of each turn what was said, what the user wants and asks for."""
-    goal = cell(row, "goal", index, source, dict)
+    goal, turns = cell(row, "goal", index, source, dict), cell(row, "dial", index, source, list)
     try:
         constraints = {slot: value for slot, value in goal["constraints"]}
         text = " ".join(goal["text"].lower().split())
         first = FIRST_CHOICE.search(text)
         requests = [slot for slot in goal["request-slots"] if slot in REQUESTABLE]
-        turns = [_turn(turn) for turn in cell(row, "dial", index, source, list)]
+        turns = [_turn(turn) for turn in turns]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{source}: row {index} is not a dialogue in NNDIAL's format ({error!r:.80})") from error
     wanted = {"constraints": constraints, "requests": requests, "first_choice": first[1] if first else None}
@@ -105,7 +106,7 @@ def _problem(dialogue: Mapping[str, Any], side: str, restaurants: Restaurants) -
     return Problem(dialogue["uid"], [], {"goal": dialogue["goal"], "side": side, "messages": messages})
 
 
-def _replies(problem: Problem) -> list[Problem]:
+def recorded_replies(problem: Problem) -> list[Problem]:
     """Return a problem for each recorded reply to the user: everything before it, and the column "reference"."""
     messages = problem.columns["messages"]
     last = [i for i, m in enumerate(messages) if i == len(messages) - 1 or messages[i + 1]["role"] == "user"]

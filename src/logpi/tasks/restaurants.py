@@ -64,7 +64,7 @@ def search_line(constraints: Mapping[str, str]) -> str:
 
 
 def read_search(message: str) -> dict[str, str] | None:
-    """Return the constraints of a search line; None for a message that is none. What is no slot=value is passed over."""
+    """Return the constraints of a search line; None for another message. What is no slot=value is passed over."""
     verb, _, rest = message.strip().partition(" ")
     if verb != SEARCH:
         return None

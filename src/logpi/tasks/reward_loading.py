@@ -31,7 +31,9 @@ def load_callable(location: str, purpose: str, kind: str, otherwise: str = "") -
     place, _, name = location.rpartition(":")
     if not place or not name:
         forms = f'"path/to/file.py:{kind}", "module:{kind}"'
-        raise InputError(f'{purpose} "{location}": write {forms if otherwise else forms.replace(", ", " or ")}{otherwise}')
+        raise InputError(
+            f'{purpose} "{location}": write {forms if otherwise else forms.replace(", ", " or ")}{otherwise}'
+        )
     module = module_of_file(place) if place.endswith(".py") else _module(place, name)
     if not hasattr(module, name):
         callables = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
