@@ -34,7 +34,6 @@ from logpi.tasks import make_task
 from logpi.tasks.base import Problem, Task
 from logpi.trajectory import OWN, Trajectory, make_batch
 
-TEMPLATE = "{% for m in messages %}{{ m['content'] }}{{ eos_token if m['role'] == 'assistant' else '?' }}{% endfor %}"
 CHAT = [{"role": "user", "content": "1+2"}]
 EOS, A, B, ASK = range(4)
 LONGEST = 2  # tokens of a message
@@ -70,7 +69,7 @@ def four_tokens():
     backend = Tokenizer(tokenizer_models.WordLevel({"<eos>": 0, "a": 1, "b": 2, "?": 3}, unk_token="?"))
     backend.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>")
-    tokenizer.chat_template = TEMPLATE
+    tokenizer.chat_template = models.TURNS
     return CausalLM(module, tokenizer, eos_token_ids=(EOS,), context_length=24, dtype=torch.float64)
 
 
@@ -154,8 +153,8 @@ def test_only_its_own_tokens_are_actions(monkeypatch):
     assert t.inputs.tolist() == [A, ASK, OWN, OWN, B, ASK, OWN, OWN]
     assert t.rewards.tolist() == [0, 0.2, 0, 1] and t.terminated and not t.truncated
     assert int(make_batch([t]).mask.sum()) == 4
-    cut = scripted(four_tokens(), [(B, A)], monkeypatch)  # a message that the limit cuts is not sent
-    assert cut.truncated and not cut.terminated and cut.rewards.tolist() == [0, 0]
+    cut = scripted(four_tokens(), [(B, A), (A, EOS)], monkeypatch)  # a message that the limit cuts is not sent
+    assert cut.rewards.tolist() == [0, 0] and cut.truncated and not cut.terminated
 
 
 # --- sampler and learner --------------------------------------------------------------------------------------------
@@ -177,8 +176,8 @@ class Echo:
 
 
 def talker(kind="llama", dtype=torch.float32, **options):
-    policy = models.policy(kind, dtype, ends=(0, 1, 2), **options)
-    policy.tokenizer.chat_template = TEMPLATE
+    policy = models.policy(kind, dtype, ends=(0, 1, 2, 3, 4), **options)
+    policy.tokenizer.chat_template = models.TURNS
     return policy
 
 
@@ -193,7 +192,7 @@ def talk(policy, num=5, *, generations=3, longest=10, max_turns=4, rows=128, ste
 def test_the_learner_has_the_samplers_bits(kind, dtype):
     policy = talker(kind, dtype)
     batch = make_batch(talk(policy))
-    assert sum(len(unrolled(*row)[1][0]) > len(row[0][0]) for row in _rows(batch)) > 3  # more than a turn
+    assert sum(len(unrolled(*row)[1][0]) > len(row[0][0]) for row in _rows(batch)) > 5  # more than a turn
     out = policy.evaluate(batch.actions, batch.mask, batch.truncated, batch.inputs)
     assert torch.equal(out.log_probs, batch.behavior_log_probs)
 
@@ -281,8 +280,8 @@ def _opening(policy, t):
 @pytest.mark.parametrize(
     "template",
     [
-        TEMPLATE.replace("m['content']", "m['content'] if loop.last else ''"),
-        TEMPLATE + "{% if add_generation_prompt %}What{% endif %}",
+        models.TURNS.replace("m['content']", "m['content'] if loop.last else ''"),
+        models.TURNS + "{% if add_generation_prompt %}What{% endif %}",
     ],
 )
 def test_a_template_that_changes_what_was_said_is_refused(template):
@@ -294,10 +293,10 @@ def test_a_template_that_changes_what_was_said_is_refused(template):
 
 def test_the_end_that_the_template_writes_is_the_one_that_was_drawn():
     tokenizer = models.tokenizer()
-    tokenizer.chat_template = TEMPLATE
+    tokenizer.chat_template = models.TURNS
     reply = [{"role": "user", "content": "3"}]
     assert reply_tokens(tokenizer, CHAT, reply, (0,)).tolist() == [*ids("3"), *ids("?")]
-    tokenizer.chat_template = TEMPLATE.replace("eos_token", "''")
+    tokenizer.chat_template = models.TURNS.replace("eos_token", "''")
     assert reply_tokens(tokenizer, CHAT, reply, (0,)).tolist() == [*ids("3"), *ids("?")]
 
 
@@ -370,7 +369,7 @@ def test_conversations_have_the_loss_and_gradient_of_hugging_face(monkeypatch):
 
 def test_a_woven_conversation():
     tokenizer = models.tokenizer()
-    tokenizer.chat_template = TEMPLATE
+    tokenizer.chat_template = models.TURNS
     inputs, actions = woven(tokenizer, [], conversations()[1].columns["completion"], (0,))
     assert actions.tolist() == [*ids("?"), 0, *ids("34"), 0]
     assert inputs.tolist() == [*ids("What?"), OWN, OWN, *ids("3?4?"), OWN, OWN, OWN]
@@ -397,10 +396,7 @@ class Sum:
 
 
 def settings(folder: Path, **sections):
-    model = models.write(folder / "model", "llama", generation_ends=0)
-    tokenizer = models.tokenizer()
-    tokenizer.chat_template = TEMPLATE
-    tokenizer.save_pretrained(folder / "model")
+    model = models.write(folder / "model", "llama", generation_ends=list(range(9)), turns=True)
     rows = [{"prompt": [{"role": "user", "content": f"{i}+2"}]} for i in range(6)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "own.py").write_text(OWN_ENVIRONMENT)

@@ -39,7 +39,7 @@ def reply_tokens(tokenizer: Any, before: Sequence[Message], replies: Sequence[Me
     """Return the tokens from the end of a policy's message to the start of its next one.
 
     `before` is the conversation up to that message. `ends` are the tokens that end one: drawn by the policy, so the one
-    that the template puts there is left out. Raises InputError for a template that does not keep what was said as it is.
+    that the template puts there is left out. Raises InputError for a template that changes what was said before.
     """
     start = _templated(tokenizer, before, tokenize=False) + WRITTEN["content"]
     whole = _templated(tokenizer, [*before, WRITTEN, *replies], tokenize=False)

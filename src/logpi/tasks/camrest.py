@@ -132,4 +132,4 @@ def _require_sacrebleu() -> None:
     try:
         import sacrebleu  # noqa: F401
     except ImportError as error:
-        raise missing_extra("sacrebleu", "scores", "BLEU of the task camrest") from error
+        raise missing_extra("sacrebleu", "rewards", "BLEU of the task camrest") from error
