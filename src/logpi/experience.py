@@ -71,6 +71,10 @@ class Experience(Protocol):
         """Return a trajectory as plain data for the record."""
         ...
 
+    def before_and_after(self, record: Any) -> list[dict[str, Any]]:
+        """Return held-out samples of the first and the last evaluation side by side; empty where there are none."""
+        ...
+
 
 @lru_cache(maxsize=2)
 def order_of_epoch(seed: int, epoch: int, size: int) -> Sequence[int]:

@@ -104,9 +104,9 @@ class _Episode:
         self.goes_on = message.terminated
         if self.goes_on:
             text = self.policy.tokenizer.decode(message.actions[:-1], skip_special_tokens=True)
-            self.reply = self._ask("step", lambda: self.environment.step(text))
-            rewards[-1] = self._number(self.reply.reward, "reward")
-            self.terminated = self.reply.text is None
+            self.reply = reply = self._ask("step", lambda: self.environment.step(text))
+            rewards[-1] = self._number(reply.reward, "reward")
+            self.terminated = reply.text is None
             self.goes_on = not self.terminated
         self.rewards.append(rewards)
 

@@ -116,7 +116,7 @@ def recorded_replies(problem: Problem) -> list[Problem]:
 def corpus_bleu(texts: Sequence[str], recorded: Sequence[Problem]) -> dict[str, Any]:
     """Return corpus BLEU (0 to 1) of texts against the recorded replies, both in lower case with slots, a slot one
     word, and sacrebleu's signature (Post 2018)."""
-    from sacrebleu.metrics import BLEU
+    from sacrebleu.metrics.bleu import BLEU
 
     metric = BLEU()
     references = [_slots_as_words(problem.columns["reference"]) for problem in recorded]
