@@ -87,13 +87,27 @@ def policy(kind: str, dtype: torch.dtype = torch.float32, *, ends: tuple[int, ..
     return out
 
 
-def write(folder: Path, kind: str, *, pad: str = "<pad>", chat: bool = True, generation_ends: Any = None) -> str:
-    """Write a tiny model to a folder as save_pretrained does; return the folder's name."""
+TURNS = "{% for m in messages %}{{ m['content'] }}{{ eos_token if m['role'] == 'assistant' else '?' }}{% endfor %}"
+
+
+def write(
+    folder: Path,
+    kind: str,
+    *,
+    pad: str = "<pad>",
+    chat: bool = True,
+    turns: bool = False,
+    generation_ends: Any = None,
+) -> str:
+    """Write a tiny model to a folder as save_pretrained does; return the folder's name. `turns`: with a template that
+    later turns only add to."""
     module: Any = network(kind)
     module.set_attn_implementation("eager")
     module.generation_config.eos_token_id = generation_ends
     module.save_pretrained(folder)
-    tokenizer(pad, chat).save_pretrained(folder)
+    written = tokenizer(pad, chat)
+    written.chat_template = TURNS if turns else written.chat_template
+    written.save_pretrained(folder)
     return str(folder)
 
 

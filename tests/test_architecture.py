@@ -24,7 +24,7 @@ LEVELS = [
     {"tasks", "rollout", "algorithms", "batching", "run_folder", "interrupts", "journal"},
     {"credit", "learner", "checkpoint", "distributed", "diagnostics", "evaluation", "identity", "ledger", "alerts"},
     {"exact", "experience", "value_based", "metrics", "objective"},
-    {"trainer", "supervised"},
+    {"trainer", "supervised", "conversations"},
     {"recipes", "report"},
     {"build", "session"},
     {"cli", "console", "api", "overrides", "recipe_diff", "resume_proof"},

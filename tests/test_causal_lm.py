@@ -11,7 +11,7 @@ from models import ENDS, NATIVE_BF16, gradient, policy, prompts, relative_error,
 from torch.nn.utils.rnn import pad_sequence
 
 from logpi.errors import InputError
-from logpi.experience import prompt_tokens
+from logpi.policies.chat import prompt_tokens
 from logpi.policies.loading import load_causal_lm
 from logpi.rollout.engine import Sampling, TokenPrompt, generate
 from logpi.trajectory import make_batch

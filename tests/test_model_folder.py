@@ -11,8 +11,8 @@ import models
 import pytest
 
 from logpi.errors import InputError
-from logpi.experience import prompt_tokens
 from logpi.policies import model_folder
+from logpi.policies.chat import prompt_tokens
 from logpi.policies.loading import load_causal_lm
 from logpi.policies.model_folder import find
 

@@ -47,13 +47,13 @@ def dry_run(config: Config) -> dict[str, Any]:
         environment = environment_of(config)
         return {**out, "environment": {"features": environment.num_features, "actions": environment.num_actions}}
     from logpi.evaluation import check_rewards
-    from logpi.experience import prompt_tokens
     from logpi.policies import loading
+    from logpi.policies.chat import prompt_tokens
     from logpi.policies.model_folder import find
 
     task = task_of(config)
     require_use(config, task)
-    if config.pretrain is not None:  # tokenizer and network are made from the text when it runs
+    if config.begins_anew:  # tokenizer and network are made from the data when it runs
         return {**out, "train_size": len(task.train), "heldout_size": len(task.heldout)}
     source = find(str(config.policy.model))
     tokenizer = loading.load_tokenizer(source)
@@ -148,7 +148,7 @@ def _run(config: Config, task: Any, record: Any, interrupts: Any, observer: Any)
     from logpi.trainer import Trainer, use_threads
 
     threads = use_threads(config.threads)
-    start = None if config.pretrain is None else record.path / "start"
+    start = record.path / "start" if config.begins_anew else None
     if start is not None:
         write_start(config, task, start)
     experience, policy, algorithm = build(config, task, weights_from=start)
@@ -296,7 +296,7 @@ def evaluate_run(
 
 def sample_run(run: str, prompt: str, num: int = 4) -> list[dict[str, Any]]:
     """Return `num` completions of a prompt (a chat message where the model has a template), drawn as the run's were."""
-    from logpi.experience import prompt_tokens
+    from logpi.policies.chat import prompt_tokens
     from logpi.policies.loading import load_causal_lm
     from logpi.rollout.engine import Sampling, TokenPrompt, generate
 

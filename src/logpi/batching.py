@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from logpi.randomness import Stream, permutation
-from logpi.trajectory import Batch
+from logpi.trajectory import OWN, Batch, num_shared
 
 
 def minibatches(
@@ -41,8 +41,10 @@ def minibatches(
 
 def micro_batches(batch: Batch, max_tokens: int) -> Iterator[Tensor]:
     """Yield row indices for one forward each: longest first, prompts counted once a group, at most `max_tokens` tokens
-    (a single row may have more)."""
-    lengths, groups = batch.lengths.tolist(), batch.group.tolist()
+    (a single row may have more). A row is as long as its actions and what it was told in between."""
+    shared, groups = [num_shared(inputs) for inputs in batch.inputs], batch.group.tolist()
+    told = [int((inputs[start:] != OWN).sum()) for inputs, start in zip(batch.inputs, shared, strict=True)]
+    lengths = [actions + others for actions, others in zip(batch.lengths.tolist(), told, strict=True)]
     longest_of_group: dict[int, int] = {}
     for group, length in zip(groups, lengths, strict=True):
         longest_of_group[group] = max(length, longest_of_group.get(group, 0))
@@ -51,7 +53,7 @@ def micro_batches(batch: Batch, max_tokens: int) -> Iterator[Tensor]:
     prompts: set[int] = set()
     num_tokens = 0
     for row in order:
-        group, prompt = groups[row], len(batch.inputs[row])
+        group, prompt = groups[row], shared[row]
         more = lengths[row] + (0 if group in prompts else prompt)
         if rows and num_tokens + more > max_tokens:
             yield torch.tensor(rows)

@@ -78,13 +78,24 @@ def task_of(config: Config) -> Any:
 def require_use(config: Config, task: Any) -> None:
     """Raise InputError where the command can't use the task: nothing scores it, or nothing in it is to be imitated."""
     is_text = task.name == "text"
-    if config.command == "train" and not task.rewards:
+    if task.environment is not None and config.command == "train":
+        _require_turns(config, task)
+    elif config.command == "train" and not task.rewards:
         other = "pretrain" if is_text else "sft"
         raise InputError(f'task "{task.name}" has no rewards to train on: it is for logpi {other}')
     if config.command == "sft" and is_text:
         raise InputError('task "text" has no completions to imitate: it is for logpi pretrain')
     if config.command == "pretrain" and not is_text:
         raise InputError(f'task "{task.name}" is no text to read: logpi pretrain takes the task "text"')
+
+
+def _require_turns(config: Config, task: Any) -> None:
+    """Raise InputError for options that a task of several turns, whose environment gives the rewards, does not read."""
+    for name, field in type(config.reward).model_fields.items():
+        if getattr(config.reward, name) != field.default:
+            raise InputError(f'reward.{name}: the environment of task "{task.name}" gives the rewards; leave it out')
+    if config.algorithm.name == "remax":
+        raise InputError(f'algorithm "remax" compares single completions; task "{task.name}" has several turns')
 
 
 def environment_of(config: Config) -> Any:
@@ -131,7 +142,7 @@ def build(config: Config, task: Any = None, *, weights_from: Path | None = None)
         value_head=algorithm.uses_values,
         seed=config.seed,
     )
-    scored = config.demonstrated is None or bool(task.metrics and task.heldout)
+    scored = config.demonstrated is None or bool((task.metrics or task.environment) and task.heldout)
     asked = _asked(config, task, policy, algorithm, partial(load, str(options.model))) if scored else None
     if config.demonstrated is not None:
         return _demonstrations(config, policy, task, scoring=asked), policy, algorithm
@@ -139,20 +150,26 @@ def build(config: Config, task: Any = None, *, weights_from: Path | None = None)
 
 
 def _asked(config: Config, task: Any, policy: Any, algorithm: Any, start_policy: Any) -> Any:
-    """Return the experience of a task whose prompts the policy completes."""
+    """Return the experience of a task whose prompts the policy completes, or whose environment it talks to."""
+    from logpi.conversations import ConversationExperience
     from logpi.experience import TaskExperience
 
     rollout = config.rollout
+    common = {
+        "seed": config.seed,
+        "num_prompts": rollout.num_prompts,
+        "num_generations": rollout.num_generations,
+        "max_completion_length": rollout.max_completion_length,
+        "max_rows": rollout.max_rows,
+        "num_spare_prompts": rollout.num_spare_prompts,
+    }
+    if task.environment is not None:
+        return ConversationExperience(policy, task, **common)
     return TaskExperience(
         policy,
         task,
-        seed=config.seed,
-        num_prompts=rollout.num_prompts,
-        num_generations=rollout.num_generations,
-        max_completion_length=rollout.max_completion_length,
-        max_rows=rollout.max_rows,
+        **common,
         reward=config.reward,
-        num_spare_prompts=rollout.num_spare_prompts,
         greedy_baseline=algorithm.baseline == "greedy",
         start_policy=start_policy,
     )
@@ -181,21 +198,35 @@ def _demonstrations(config: Config, policy: Any, task: Any, scoring: Any) -> Any
 
 
 def write_start(config: Config, task: Any, folder: Path) -> None:
-    """Write the tokenizer and the new network that a pre-training run begins with, whole or not at all, once."""
+    """Write the tokenizer and the new network that a run begins with, whole or not at all, once."""
     from logpi.policies.untrained import write_untrained
     from logpi.sections import Shape
     from logpi.storage import new_folder
 
-    options = config.pretrain
-    assert options is not None
+    if config.pretrain is not None:
+        options, context, shape = config.pretrain, config.pretrain.block_size, config.pretrain.shape or Shape()
+    else:
+        assert config.sft is not None and config.sft.new is not None
+        options, context, shape = config.sft.new, config.sft.new.context_length, config.sft.new.shape
     if not folder.exists():
         with new_folder(folder) as temporary:
             write_untrained(
                 temporary,
-                [document.prompt for document in task.train],
+                [text for problem in task.train for text in _texts(problem, task.solution)],
                 vocab_size=options.vocab_size,
-                context=options.block_size,
-                shape=(options.shape or Shape()).model_dump(),
+                context=context,
+                shape=shape.model_dump(),
                 like=config.policy.model,
                 seed=config.seed,
             )
+
+
+def _texts(problem: Any, solution: str) -> list[str]:
+    """Return a problem's texts: its prompt, and what is to be imitated."""
+    found = [problem.prompt, problem.columns.get(solution)]
+    return [
+        text
+        for part in found
+        if part
+        for text in ([part] if isinstance(part, str) else [message["content"] for message in part])
+    ]

@@ -12,21 +12,13 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from logpi.errors import InputError, did_you_mean
-from logpi.sections import PretrainConfig, Section, SftConfig
+from logpi.sections import CheckpointConfig, Lora, PretrainConfig, Section, SftConfig
 
 # The algorithms that need more than one completion a prompt; the table itself needs torch, this module must not.
 COMPARE_WITHIN_GROUPS = (
     "reinforce_baseline", "rloo", "grpo", "dr_grpo", "dapo", "opo", "maxrl", "reinforce_pp_baseline", "gspo", "cispo",
     "minimum_risk",
 )  # fmt: skip
-
-
-class Lora(Section):
-    """A low-rank adapter (peft); without this section all weights are trained."""
-
-    r: int = Field(default=16, ge=1)
-    lora_alpha: float = Field(default=32, gt=0)
-    target_modules: str | list[str] = "all-linear"
 
 
 class PolicyConfig(Section):
@@ -190,13 +182,6 @@ class EvaluationConfig(Section):
     """Before and after: entropy, distinct completions, few-shot prompts, KL on unrelated prompts, the task's probes."""
 
 
-class CheckpointConfig(Section):
-    """When the run is saved."""
-
-    every_steps: int = Field(default=20, ge=1)
-    keep: int = Field(default=2, ge=1)
-
-
 class Config(Section):
     """A whole run."""
 
@@ -239,7 +224,7 @@ class Config(Section):
             raise ValueError("policy.model names a language model: leave it out for an environment")
         if self.policy.kind == "mlp" and (changed := self.policy.transformed()):
             raise ValueError(f"{changed}: an mlp's actions are drawn from its softmax as it is; leave it out")
-        if self.policy.kind == "causal_lm" and not self.policy.model and self.pretrain is None:
+        if self.policy.kind == "causal_lm" and not self.policy.model and not self.begins_anew:
             raise ValueError('policy.model is missing: name a folder, a hub id or "smollm2-q4" (--model)')
         if self.demonstrated:
             self._check_demonstrated()
@@ -282,6 +267,11 @@ class Config(Section):
         """The section of a warm start: trajectories are given, not sampled. None where a policy gradient trains."""
         return self.sft or self.pretrain
 
+    @property
+    def begins_anew(self) -> bool:
+        """Whether the run makes its own network and tokenizer, from the task's training side."""
+        return self.pretrain is not None or (self.sft is not None and self.sft.new is not None)
+
     def _check_demonstrated(self) -> None:
         """Raise ValueError for what a run by maximum likelihood does not read."""
         if self.sft is not None and self.pretrain is not None:
@@ -299,8 +289,12 @@ class Config(Section):
             raise ValueError(f"strict compares sampled log-probs, and {self.command} samples nothing; leave it out")
         if changed := self.policy.transformed():
             raise ValueError(f"{changed}: {self.command} trains the model's own distribution; leave it out")
-        if self.pretrain is not None and self.policy.lora is not None:
-            raise ValueError("policy.lora adapts weights that are trained already: leave it out of pretrain")
+        if self.begins_anew and self.policy.lora is not None:
+            raise ValueError(
+                "policy.lora adapts weights that are trained already: a new network has none; leave it out"
+            )
+        if self.sft is not None and self.sft.new is not None and self.policy.model:
+            raise ValueError("policy.model and sft.new both say what the run begins with: leave one out")
         if self.pretrain is not None and self.policy.model and self.pretrain.shape is not None:
             raise ValueError("policy.model and pretrain.shape both give the new network's shape: leave one out")
 

@@ -10,7 +10,6 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 import torch
-from jinja2.exceptions import TemplateError
 from torch import Tensor
 
 from logpi.config import RewardConfig
@@ -19,6 +18,7 @@ from logpi.evaluation import Evaluation, estimate, evaluate_problems
 from logpi.losses import kl_k3
 from logpi.masking import masked_mean
 from logpi.policies.causal_lm import CausalLM
+from logpi.policies.chat import prompt_tokens
 from logpi.policies.token_log_probs import Transform
 from logpi.randomness import Stream, permutation
 from logpi.rollout.engine import Sampling, TokenPrompt, generate
@@ -69,6 +69,10 @@ class Experience(Protocol):
 
     def show(self, trajectory: Trajectory) -> dict[str, Any]:
         """Return a trajectory as plain data for the record."""
+        ...
+
+    def before_and_after(self, record: Any) -> list[dict[str, Any]]:
+        """Return held-out samples of the first and the last evaluation side by side; empty where there are none."""
         ...
 
 
@@ -298,24 +302,6 @@ class TaskExperience:
             **({"is_baseline": True} if trajectory.is_baseline else {}),
             **({} if trajectory.failure is None else {"failure": trajectory.failure}),
         }
-
-
-def prompt_tokens(tokenizer: Any, prompt: Prompt) -> Tensor:
-    """Return a prompt's token ids. Raises InputError for chat messages without a chat template, or an empty prompt."""
-    if isinstance(prompt, str):
-        ids = tokenizer(prompt)["input_ids"]
-    elif tokenizer.chat_template is None:
-        raise InputError(
-            "the dataset has chat messages, but the model's tokenizer has no chat template; give prompts as plain text"
-        )
-    else:
-        try:
-            ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
-        except TemplateError as error:  # SecurityError among them: a template that reaches for more than messages
-            raise InputError(f"the tokenizer's chat template can't be used: {type(error).__name__}: {error}") from error
-    if not ids:
-        raise InputError(f"the prompt {prompt!r:.60} has no tokens; give each row a prompt")
-    return torch.tensor(ids)
 
 
 def _at_the_end(total: float, trajectory: Trajectory) -> Tensor:

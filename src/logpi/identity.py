@@ -29,10 +29,11 @@ def fingerprint(content: Any) -> str:
 
 
 def of_task(task: Task) -> dict[str, str]:
-    """Return the fingerprints of a task: its problems, and the source of its rewards and metrics."""
+    """Return the fingerprints of a task: its problems, and the source of its rewards and metrics or environment."""
+    makers = [] if task.environment is None else [Reward("environment", task.environment)]
     return {
         "data": fingerprint([_rows(task.train), _rows(task.heldout)]),
-        "rewards": fingerprint([_source(reward) for reward in (*task.rewards, *task.metrics)]),
+        "rewards": fingerprint([_source(reward) for reward in (*task.rewards, *task.metrics, *makers)]),
     }
 
 

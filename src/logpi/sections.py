@@ -1,4 +1,4 @@
-"""Parts of the configuration: what all of them are, and those of a warm start by maximum likelihood."""
+"""Parts of the configuration: what all of them are, adapters, checkpoints, warm starts by maximum likelihood."""
 
 from __future__ import annotations
 
@@ -14,11 +14,19 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
-class SftConfig(Section):
-    """Supervised fine-tuning on the task's demonstrations, in place of rollout, reward and algorithm."""
+class Lora(Section):
+    """A low-rank adapter (peft); without this section all weights are trained."""
 
-    batch_size: int = Field(default=32, ge=1)
-    """Demonstrations a step."""
+    r: int = Field(default=16, ge=1)
+    lora_alpha: float = Field(default=32, gt=0)
+    target_modules: str | list[str] = "all-linear"
+
+
+class CheckpointConfig(Section):
+    """When the run is saved."""
+
+    every_steps: int = Field(default=20, ge=1)
+    keep: int = Field(default=2, ge=1)
 
 
 class Shape(Section):
@@ -37,6 +45,25 @@ class Shape(Section):
                 ": each head rotates pairs of units"
             )
         return self
+
+
+class NewConfig(Section):
+    """A new network and a new tokenizer, learnt from the prompts and solutions of the task's training side."""
+
+    context_length: int = Field(default=256, ge=8)
+    """Tokens that the network can read."""
+    vocab_size: int = Field(default=1024, ge=BYTES + NUM_SPECIAL_TOKENS)
+    """Of the tokenizer, byte-level BPE, as in pretrain."""
+    shape: Shape = Shape()
+
+
+class SftConfig(Section):
+    """Supervised fine-tuning on the task's demonstrations, in place of rollout, reward and algorithm."""
+
+    batch_size: int = Field(default=32, ge=1)
+    """Demonstrations a step."""
+    new: NewConfig | None = None
+    """Begin with a network that knows nothing, in place of policy.model."""
 
 
 class PretrainConfig(Section):

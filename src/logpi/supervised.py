@@ -21,11 +21,12 @@ from logpi.algorithms import Algorithm
 from logpi.batching import micro_batches
 from logpi.errors import InputError
 from logpi.evaluation import Estimate, Evaluation, estimate
-from logpi.experience import TaskExperience, places_of_step, prompt_tokens
+from logpi.experience import Experience, places_of_step
 from logpi.masking import sum_over_time
 from logpi.policies.causal_lm import CausalLM
+from logpi.policies.chat import prompt_tokens, woven
 from logpi.tasks.base import Problem, Task
-from logpi.trajectory import Trajectory, make_batch
+from logpi.trajectory import OWN, Trajectory, make_batch
 
 MAXIMUM_LIKELIHOOD = Algorithm(
     "maximum_likelihood",
@@ -39,11 +40,12 @@ MAXIMUM_LIKELIHOOD = Algorithm(
 
 @dataclass(frozen=True)
 class Demonstration:
-    """A prompt and what came after it, as tokens: all of the completion is trained, nothing of the prompt."""
+    """A prompt and what came after it, as tokens: all of the completion is trained, nothing of the prompt. Of a
+    conversation the prompt is what others said, OWN where the completion's tokens stand."""
 
     uid: int
     prompt: Tensor  # [prompt_time]
-    completion: Tensor  # [time], the end token its last one where it ended
+    completion: Tensor  # [time], the end token its last one where it ended, and behind each message of a conversation
     terminated: bool = True
 
     def trajectory(self, *, sample: int = 0, group: int = 0, policy_version: int = 0) -> Trajectory:
@@ -70,17 +72,21 @@ def solutions(problems: Sequence[Problem], task: Task, policy: CausalLM) -> list
     solution, or one that the model's context can't hold."""
     end, found = policy.eos_token_ids[0], []
     for problem in problems:
-        text = problem.columns.get(task.solution)
-        if not isinstance(text, str) or not text:
+        solution = problem.columns.get(task.solution)
+        if isinstance(solution, list) and isinstance(problem.prompt, list):
+            prompt, completion = woven(policy.tokenizer, problem.prompt, solution, policy.eos_token_ids)
+        elif isinstance(solution, str) and solution:
+            prompt = prompt_tokens(policy.tokenizer, problem.prompt)
+            completion = torch.tensor([*policy.tokenizer(solution, add_special_tokens=False)["input_ids"], end])
+        else:
             raise InputError(
-                f'task "{task.name}": row {problem.uid} has no text in its column "{task.solution}" ({text!r:.40}), '
-                "which is what would be imitated; fill it in or remove the row"
+                f'task "{task.name}": row {problem.uid} has no text in its column "{task.solution}" '
+                f"({solution!r:.40}), which is what would be imitated; fill it in or remove the row"
             )
-        prompt = prompt_tokens(policy.tokenizer, problem.prompt)
-        completion = torch.tensor([*policy.tokenizer(text, add_special_tokens=False)["input_ids"], end])
-        if len(prompt) + len(completion) > policy.context_length:
+        num_told = int((prompt != OWN).sum())
+        if num_told + len(completion) > policy.context_length:
             raise InputError(
-                f'task "{task.name}": row {problem.uid} has {len(prompt)} + {len(completion)} tokens, prompt and '
+                f'task "{task.name}": row {problem.uid} has {num_told} + {len(completion)} tokens, prompt and '
                 f"completion; the model's context is {policy.context_length}; shorten or remove the row"
             )
         found.append(Demonstration(problem.uid, prompt, completion))
@@ -115,7 +121,7 @@ class Demonstrations:
         seed: int,
         batch_size: int,
         micro_batch_tokens: int,
-        scoring: TaskExperience | None = None,
+        scoring: Experience | None = None,
     ):
         """`read` makes demonstrations of problems; `scoring` completes and scores the held-out ones, where the task
         has something to score them by."""

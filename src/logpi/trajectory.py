@@ -12,13 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+OWN = -1  # in a language model's inputs: here stands one of its own tokens, the next of the actions
+
 
 @dataclass(frozen=True)
 class Trajectory:
     """One completion of a prompt, or one episode of an environment, as it was sampled.
 
     `inputs` is what only the policy understands: the prompt's token ids [prompt_time] for a causal LM, the observations
-    [time + 1, features] (the last one is where the episode stopped) for a control policy.
+    [time + 1, features] (the last one is where the episode stopped) for a control policy. In an episode of several
+    turns a causal LM's inputs go on behind the prompt, OWN where one of the actions stands; actions that are left come
+    last. So whatever is not the policy's own is no action: no mask, loss, KL, entropy, length or reward has it.
     `terminated`: the policy or the environment ended it (an EOS token is an action of the trajectory).
     `truncated`: a limit cut it; another outcome than the same actions ended.
     """
@@ -87,6 +91,12 @@ class Batch:
             if isinstance(value, Tensor):
                 changes[name] = value[rows][:, :time] if value.ndim >= 2 else value[rows]
         return replace(self, **changes)
+
+
+def num_shared(inputs: Any) -> int:
+    """Return how many inputs stand before the first action: the prompt, which the trajectories of a group share."""
+    own = [] if inputs.ndim > 1 else (inputs == OWN).nonzero()[:, 0].tolist()  # observations are vectors
+    return own[0] if own else len(inputs)
 
 
 def pad(sequences: Sequence[Tensor], length: int | None = None) -> Tensor:

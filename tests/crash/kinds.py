@@ -1,5 +1,5 @@
-"""The short runs that are killed: full fine-tuning over an epoch's edge, LoRA inside PPO's update cycle, CartPole, and
-warm starts: supervised fine-tuning, and pre-training from the text on."""
+"""The short runs that are killed: full fine-tuning over an epoch's edge, LoRA inside PPO's update cycle, episodes of
+several turns, CartPole, and warm starts: supervised fine-tuning, and pre-training from the text on."""
 
 from __future__ import annotations
 
@@ -15,18 +15,33 @@ def right(completions, answer, **columns):
     return [float(a in c) + 0.01 * len(c) for c, a in zip(completions, answer)]
 """
 
+USER = """
+from logpi.environments.multi_turn import Reply
+
+class User:
+    def reset(self, seed, **columns):
+        self.seed, self.said = seed, ""
+        return str(seed % 10)
+
+    def step(self, message):
+        self.said += message
+        return Reply(None if len(self.said) > 9 else f"{self.seed % 7}+1", reward=0.1 * message.count("1"))
+
+    def scores(self):
+        return {"length": float(len(self.said))}
+"""
+
 LANGUAGE = """
 max_steps = {steps}
 threads = 1
 
 [task]
 name = "custom"
-data = "{root}/questions.jsonl"
-rewards = "{root}/reward.py:right"
+{task}
 heldout = 1
 
 [policy]
-model = "{root}/model"
+model = "{root}/{model}"
 dtype = "float32"
 {lora}
 
@@ -88,7 +103,7 @@ SMOLLM2 = (
     "--rollout.num-generations 4 --rollout.max-completion-length 8 --evaluation.every-steps 2 "
     "--evaluation.full-report false --checkpoint.every-steps 1 --checkpoint.keep 1"
 )
-KINDS = ("full", "lora", "cartpole", "sft", "pretrain")
+KINDS = ("full", "lora", "turns", "cartpole", "sft", "pretrain")
 
 
 def prepare(root: Path, steps: int = 3) -> None:
@@ -99,10 +114,20 @@ def prepare(root: Path, steps: int = 3) -> None:
     rows = [{"prompt": f"{i}+1=", "answer": str(i + 1)} for i in range(6)]
     (root / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (root / "reward.py").write_text(REWARD)
-    rows = (("full", "", 'name = "rloo"', "constant"), ("lora", "lora = { r = 4 }", PPO, "linear"))
-    for name, lora, algorithm, schedule in rows:
-        text = LANGUAGE.format(root=root, steps=steps, lora=lora, algorithm=algorithm, schedule=schedule)
-        (root / f"{name}.toml").write_text(text)
+    models.write(root / "talker", "llama", generation_ends=list(range(9)), turns=True)  # most messages end
+    rows = [{"prompt": [{"role": "user", "content": f"{i}+1"}]} for i in range(6)]
+    (root / "greetings.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (root / "user.py").write_text(USER)
+    asked = f'data = "{root}/questions.jsonl"\nrewards = "{root}/reward.py:right"'
+    spoken = f'data = "{root}/greetings.jsonl"\nenvironment = "{root}/user.py:User"\nmax_turns = 4'
+    rows = (
+        ("full", asked, "model", "", 'name = "rloo"', "constant"),
+        ("lora", asked, "model", "lora = { r = 4 }", PPO, "linear"),
+        ("turns", spoken, "talker", "", 'name = "rloo"\nbeta = 0.01', "constant"),
+    )
+    for name, task, model, lora, algorithm, schedule in rows:
+        changes = {"task": task, "model": model, "lora": lora, "algorithm": algorithm, "schedule": schedule}
+        (root / f"{name}.toml").write_text(LANGUAGE.format(root=root, steps=steps, **changes))
     rows = [{"prompt": f"{i}+1=", "completion": str(i + 1)} for i in range(7)]
     (root / "said.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (root / "read.txt").write_text("".join(f"{i} + 1 = {i + 1}\n" for i in range(12)))

@@ -18,6 +18,7 @@ from logpi.policies.base import PolicyOutput, Reference, scatter
 from logpi.policies.fused import FusedTrunk, Product
 from logpi.policies.packing import Packing
 from logpi.policies.token_log_probs import PLAIN, ROW_MULTIPLE, Transform, pad_rows, token_log_probs
+from logpi.policies.turns import unrolled
 from logpi.trajectory import pad
 
 
@@ -135,13 +136,14 @@ class CausalLM:
         inputs: tuple[Any, ...],
         reference: Reference | None = None,
     ) -> PolicyOutput:
-        """Score completions; `inputs` are the prompts' token ids, one tensor a row. A cut completion is an outcome of
-        its own, scored as it is: its final value is 0."""
+        """Score completions; `inputs` are the prompts' token ids, one tensor a row, and what was said between the
+        actions of an episode of several turns. A cut completion is an outcome of its own, scored as it is: its final
+        value is 0."""
+        inputs, sequences, places = unrolled(actions, mask, inputs)
         prompts, prompt_of_row = _distinct(inputs)
-        num_actions = mask.sum(1).tolist()
-        packing = Packing.of([len(p) for p in prompts], prompt_of_row, num_actions)
+        packing = Packing.of([len(p) for p in prompts], prompt_of_row, places, [len(s) for s in sequences])
         tokens = torch.zeros_like(packing.positions)
-        real = torch.cat([*prompts, *(row[: n - 1] for row, n in zip(actions, num_actions, strict=True))])
+        real = torch.cat([*prompts, *(sequence[:-1] for sequence in sequences)])
         tokens[: len(real)] = real
         states = self.packed_states(tokens, packing).index_select(0, packing.states)
         against = None if reference is None else (reference.states[mask], *reference.policy.head())

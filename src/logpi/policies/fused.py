@@ -213,7 +213,7 @@ class FusedTrunk:
         positions = torch.arange(time)
         attend = (positions[:, None] >= torch.arange(KEY_MULTIPLE))[None, None]
         asked = tokens, positions.expand(rows, -1), attend
-        packing = Packing.of([time], [], [])
+        packing = Packing.of([time], [], [], [])
         learned = torch.nn.functional.pad(tokens[0], (0, len(packing.positions) - time)), packing
         with torch.no_grad():
             expected = policy.hidden_states(policy.sampler, *asked, KeyValues())

@@ -62,7 +62,7 @@ def rows_of_heads(places: Tensor, num_heads: int, num_groups: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Packing:
-    """Where each token lies: prompts first, then each row's inputs (its actions but the last), then some padding."""
+    """Where each token lies: prompts first, then each row but its last token, then some padding."""
 
     positions: Tensor  # [places], a multiple of 8 of them, the last one no token's; of each token in its sequence
     states: Tensor  # [actions], the place whose state each action was chosen in, rows one after the other
@@ -70,13 +70,20 @@ class Packing:
     known: dict[tuple[int, int], tuple[list[tuple[Tensor, Tensor]], Tensor]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, prompts: Sequence[int], prompt_of_row: Sequence[int], num_actions: Sequence[int]) -> Packing:
-        """Pack prompts of these lengths, and rows of so many actions that go on from them."""
+    def of(
+        cls,
+        prompts: Sequence[int],
+        prompt_of_row: Sequence[int],
+        actions: Sequence[Tensor],
+        lengths: Sequence[int],
+    ) -> Packing:
+        """Pack prompts of these lengths, and rows of these lengths that go on from them; `actions` are where in a row
+        its actions stand. Nothing reads a row's last token."""
         spans, place = [], 0
         for length in prompts:
             spans.append(Span(place, length))
             place += length
-        for prompt, length in zip(prompt_of_row, num_actions, strict=True):
+        for prompt, length in zip(prompt_of_row, lengths, strict=True):
             spans.append(Span(place, length - 1, spans[prompt].start, prompts[prompt]))
             place += length - 1
         positions = torch.zeros(round_up(place + 1, ROW_MULTIPLE), dtype=torch.long)
@@ -85,7 +92,8 @@ class Packing:
             inside = range(span.start, span.start + span.length)
             positions[span.start : inside.stop] = torch.arange(span.length) + span.prompt_length
             if i >= len(prompts):
-                states += [span.prompt_start + span.prompt_length - 1, *inside]
+                before = [span.prompt_start + span.prompt_length - 1, *inside]
+                states += [before[place] for place in actions[i - len(prompts)].tolist()]
         parts = spans[: len(prompts)], [span for span in spans[len(prompts) :] if span.length]
         blocks = [Block.of(few, len(positions) - 1) for part in parts for few in _alike(part)]
         return cls(positions, torch.tensor(states), blocks)

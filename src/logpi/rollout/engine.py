@@ -30,6 +30,7 @@ class TokenPrompt:
     uid: int
     tokens: Tensor  # [prompt_time]
     first_sample: int = 0  # where its completions are counted from
+    first_position: int = 0  # where their tokens are counted from: what was drawn for them in earlier turns
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,8 @@ def _uniforms(prompts: Sequence[TokenPrompt], num_generations: int, sampling: Sa
     uids = np.repeat([p.uid for p in prompts], num_generations)[:, None]
     first = np.repeat([p.first_sample for p in prompts], num_generations)[:, None]
     samples = first + np.tile(np.arange(num_generations), len(prompts))[:, None]
-    positions = np.arange(sampling.max_new_tokens)[None]
+    start = np.repeat([p.first_position for p in prompts], num_generations)[:, None]
+    positions = start + np.arange(sampling.max_new_tokens)
     return uniforms(sampling.seed, sampling.stream, step, uids, samples, positions)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from logpi.errors import InputError, did_you_mean
 from logpi.tasks.arithmetic import addition
 from logpi.tasks.base import Problem, Prompt, Reward, Task
+from logpi.tasks.camrest import camrest
 from logpi.tasks.countdown import countdown
 from logpi.tasks.custom import custom
 from logpi.tasks.demonstrations import demonstrations
@@ -20,6 +21,7 @@ __all__ = ["TASKS", "Problem", "Prompt", "Reward", "Task", "make_task"]
 
 TASKS: dict[str, Callable[..., Task]] = {
     "addition": addition,
+    "camrest": camrest,
     "countdown": countdown,
     "custom": custom,
     "demonstrations": demonstrations,

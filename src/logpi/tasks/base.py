@@ -38,14 +38,24 @@ class Task:
     `rewards` are summed (weighted) into the training reward. `metrics` are read at evaluation only; the first one is
     the score of the run. `probes` are further named problem sets, evaluated before and after, never trained on.
     `examples` are solved (prompt text, completion text) pairs from the training side, for few-shot prompts.
-    `solution` is the column with a completion to imitate, for supervised fine-tuning.
+    `solution` is the column with a completion to imitate, for supervised fine-tuning: text, or the messages of a
+    conversation that goes on from the prompt.
+
+    A task of several turns has an `environment`, which makes the other side of an episode (`environments.multi_turn`)
+    and gives the rewards in place of `rewards` and `metrics`; the policy writes at most `max_turns` messages. At
+    evaluations `compare(texts, recorded)` sets greedy replies to a held-out problem's `replies` against recorded ones,
+    all together.
     """
 
     name: str
     train: Sequence[Problem]
     heldout: Sequence[Problem]
-    rewards: Sequence[Reward]
+    rewards: Sequence[Reward] = ()
     metrics: Sequence[Reward] = ()
     probes: Mapping[str, Sequence[Problem]] = field(default_factory=dict)
     examples: Sequence[tuple[str, str]] = ()
     solution: str = "completion"
+    environment: Callable[[], Any] | None = None
+    max_turns: int = 1
+    replies: Callable[[Problem], Sequence[Problem]] | None = None
+    compare: Callable[[Sequence[str], Sequence[Problem]], dict[str, Any]] | None = None

@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 from logpi.errors import InputError, did_you_mean, missing_extra
 
+COMMENTS = re.compile(r"\A(?:#.*\n)+")  # some data sets begin their JSON with them
 Row = dict[str, Any]
 Source = str | os.PathLike[str] | Iterable[Mapping[str, Any]]
 
@@ -92,6 +94,7 @@ def _rows_of_jsonl(text: str, path: Path) -> Iterator[Row]:
 
 
 def _rows_of_json(text: str, path: Path) -> Iterator[Row]:
+    text = COMMENTS.sub(lambda found: "\n" * found.group().count("\n"), text)  # line numbers stay
     if not text.strip():
         return
     hint = " (one object a line? then name it .jsonl)" if text.lstrip().startswith("{") else ""

@@ -1,4 +1,4 @@
-"""Reward functions by name: "path/to/file.py:function" or "module:function"."""
+"""Reward functions and environments by name: "path/to/file.py:name" or "module:name"."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import hashlib
 import importlib
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from logpi.errors import InputError, did_you_mean
 from logpi.tasks.base import Reward
@@ -20,19 +22,26 @@ BUILT_IN = {"python_tests": "logpi.tasks.python_tests:python_tests"}
 
 def load_reward(location: str, weight: float = 1.0) -> Reward:
     """Import the function that a location names, and return it as a reward. A bare name is one of ours: BUILT_IN."""
-    location = BUILT_IN.get(location, location)
+    ours = ", or " + ", ".join(f'"{name}"' for name in BUILT_IN)
+    return as_reward(load_callable(BUILT_IN.get(location, location), "reward", "function", ours), weight)
+
+
+def load_callable(location: str, purpose: str, kind: str, otherwise: str = "") -> Callable[..., Any]:
+    """Import what "path/to/file.py:name" or "module:name" names. Raises InputError with the nearest name."""
     place, _, name = location.rpartition(":")
     if not place or not name:
-        ours = ", ".join(f'"{name}"' for name in BUILT_IN)
-        raise InputError(f'reward "{location}": write "path/to/file.py:function", "module:function", or {ours}')
+        forms = f'"path/to/file.py:{kind}", "module:{kind}"'
+        raise InputError(
+            f'{purpose} "{location}": write {forms if otherwise else forms.replace(", ", " or ")}{otherwise}'
+        )
     module = module_of_file(place) if place.endswith(".py") else _module(place, name)
     if not hasattr(module, name):
-        functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise InputError(f'reward "{location}": {place} has no function "{name}".{did_you_mean(name, functions)}')
-    function = getattr(module, name)
-    if not callable(function):
-        raise InputError(f'reward "{location}": "{name}" is a {type(function).__name__}, not a function')
-    return as_reward(function, weight)
+        callables = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise InputError(f'{purpose} "{location}": {place} has no {kind} "{name}".{did_you_mean(name, callables)}')
+    found = getattr(module, name)
+    if not callable(found):
+        raise InputError(f'{purpose} "{location}": "{name}" is a {type(found).__name__}, not a {kind}')
+    return found
 
 
 def module_of_file(place: str) -> ModuleType:
