@@ -53,7 +53,7 @@ def dry_run(config: Config) -> dict[str, Any]:
 
     task = task_of(config)
     require_use(config, task)
-    if config.pretrain is not None:  # tokenizer and network are made from the text when it runs
+    if config.begins_anew:  # tokenizer and network are made from the data when it runs
         return {**out, "train_size": len(task.train), "heldout_size": len(task.heldout)}
     source = find(str(config.policy.model))
     tokenizer = loading.load_tokenizer(source)
@@ -148,7 +148,7 @@ def _run(config: Config, task: Any, record: Any, interrupts: Any, observer: Any)
     from logpi.trainer import Trainer, use_threads
 
     threads = use_threads(config.threads)
-    start = None if config.pretrain is None else record.path / "start"
+    start = record.path / "start" if config.begins_anew else None
     if start is not None:
         write_start(config, task, start)
     experience, policy, algorithm = build(config, task, weights_from=start)
@@ -272,7 +272,7 @@ def _loaded_run(run: str, recipe: str | None, data: str | None, seed: int | None
         raise InputError(f"{run} is not a run folder; for a model say what to ask it with --recipe")
     overrides: dict[str, Any] = {} if seed is None else {"seed": seed}
     if data is not None:
-        overrides["task"] = {"data": data}
+        overrides["task"] = {"data": data, "heldout": 0}
     return make_config(merge(values, overrides), run), weights
 
 
@@ -284,7 +284,7 @@ def evaluate_run(
     task = None
     if config.task is not None:
         task = task_of(config)
-        heldout = [*task.heldout, *task.train] if data is not None else task.heldout
+        heldout = task.train if data is not None else task.heldout
         task = replace(task, heldout=heldout[:limit])
     experience, policy, _ = build(config, task, weights_from=weights if task is not None else None)
     if task is None and weights is not None:

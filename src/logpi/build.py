@@ -125,14 +125,15 @@ def build(config: Config, task: Any = None, *, weights_from: Path | None = None)
 
     task, options = task or task_of(config), config.policy
     load = partial(load_causal_lm, dtype=options.dtype, transform=transform_of(config))
+    start = str(options.model or weights_from)  # what training begins with
     policy = load(
-        str(weights_from or options.model),
+        str(weights_from or start),
         lora=None if options.lora is None or weights_from else options.lora.model_dump(),
         value_head=algorithm.uses_values,
         seed=config.seed,
     )
     scored = config.demonstrated is None or bool(task.metrics and task.heldout)
-    asked = _asked(config, task, policy, algorithm, partial(load, str(options.model))) if scored else None
+    asked = _asked(config, task, policy, algorithm, partial(load, start)) if scored else None
     if config.demonstrated is not None:
         return _demonstrations(config, policy, task, scoring=asked), policy, algorithm
     return asked, policy, algorithm
@@ -181,21 +182,30 @@ def _demonstrations(config: Config, policy: Any, task: Any, scoring: Any) -> Any
 
 
 def write_start(config: Config, task: Any, folder: Path) -> None:
-    """Write the tokenizer and the new network that a pre-training run begins with, whole or not at all, once."""
+    """Write the tokenizer and the new network that a run begins with, whole or not at all, once."""
     from logpi.policies.untrained import write_untrained
-    from logpi.sections import Shape
+    from logpi.sections import PretrainConfig, Shape
     from logpi.storage import new_folder
 
-    options = config.pretrain
+    options = config.pretrain or (config.sft and config.sft.new)
     assert options is not None
+    reads = isinstance(options, PretrainConfig)
     if not folder.exists():
         with new_folder(folder) as temporary:
             write_untrained(
                 temporary,
-                [document.prompt for document in task.train],
+                [document.prompt for document in task.train] if reads else _said(task),
                 vocab_size=options.vocab_size,
-                context=options.block_size,
+                context=options.block_size if reads else options.context_length,
                 shape=(options.shape or Shape()).model_dump(),
                 like=config.policy.model,
                 seed=config.seed,
             )
+
+
+def _said(task: Any) -> list[str]:
+    """Return what the training side says: each prompt's own text, and the solution to it where there is one."""
+    from logpi.tasks.problems import prompt_text
+
+    pairs = ((prompt_text(problem.prompt), problem.columns.get(task.solution)) for problem in task.train)
+    return [text for pair in pairs for text in pair if isinstance(text, str)]

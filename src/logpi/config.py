@@ -239,7 +239,7 @@ class Config(Section):
             raise ValueError("policy.model names a language model: leave it out for an environment")
         if self.policy.kind == "mlp" and (changed := self.policy.transformed()):
             raise ValueError(f"{changed}: an mlp's actions are drawn from its softmax as it is; leave it out")
-        if self.policy.kind == "causal_lm" and not self.policy.model and self.pretrain is None:
+        if self.policy.kind == "causal_lm" and not self.policy.model and not self.begins_anew:
             raise ValueError('policy.model is missing: name a folder, a hub id or "smollm2-q4" (--model)')
         if self.demonstrated:
             self._check_demonstrated()
@@ -282,6 +282,11 @@ class Config(Section):
         """The section of a warm start: trajectories are given, not sampled. None where a policy gradient trains."""
         return self.sft or self.pretrain
 
+    @property
+    def begins_anew(self) -> bool:
+        """Whether the run makes its own network and tokenizer, from the task's training side."""
+        return self.pretrain is not None or (self.sft is not None and self.sft.new is not None)
+
     def _check_demonstrated(self) -> None:
         """Raise ValueError for what a run by maximum likelihood does not read."""
         if self.sft is not None and self.pretrain is not None:
@@ -299,8 +304,12 @@ class Config(Section):
             raise ValueError(f"strict compares sampled log-probs, and {self.command} samples nothing; leave it out")
         if changed := self.policy.transformed():
             raise ValueError(f"{changed}: {self.command} trains the model's own distribution; leave it out")
-        if self.pretrain is not None and self.policy.lora is not None:
-            raise ValueError("policy.lora adapts weights that are trained already: leave it out of pretrain")
+        if self.begins_anew and self.policy.lora is not None:
+            raise ValueError(
+                "policy.lora adapts weights that are trained already: a new network has none; leave it out"
+            )
+        if self.sft is not None and self.sft.new is not None and self.policy.model:
+            raise ValueError("policy.model and sft.new both say what the run begins with: leave one out")
         if self.pretrain is not None and self.policy.model and self.pretrain.shape is not None:
             raise ValueError("policy.model and pretrain.shape both give the new network's shape: leave one out")
 

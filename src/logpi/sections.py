@@ -14,13 +14,6 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
-class SftConfig(Section):
-    """Supervised fine-tuning on the task's demonstrations, in place of rollout, reward and algorithm."""
-
-    batch_size: int = Field(default=32, ge=1)
-    """Demonstrations a step."""
-
-
 class Shape(Section):
     """Of a new network: a Llama with tied embeddings."""
 
@@ -37,6 +30,25 @@ class Shape(Section):
                 ": each head rotates pairs of units"
             )
         return self
+
+
+class NewConfig(Section):
+    """A new network and a new tokenizer, learnt from the prompts and solutions of the task's training side."""
+
+    context_length: int = Field(default=256, ge=8)
+    """Tokens that the network can read."""
+    vocab_size: int = Field(default=1024, ge=BYTES + NUM_SPECIAL_TOKENS)
+    """Of the tokenizer, byte-level BPE, as in pretrain."""
+    shape: Shape = Shape()
+
+
+class SftConfig(Section):
+    """Supervised fine-tuning on the task's demonstrations, in place of rollout, reward and algorithm."""
+
+    batch_size: int = Field(default=32, ge=1)
+    """Demonstrations a step."""
+    new: NewConfig | None = None
+    """Begin with a network that knows nothing, in place of policy.model."""
 
 
 class PretrainConfig(Section):

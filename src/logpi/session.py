@@ -91,7 +91,7 @@ def _describe(config: Config, experience: Any, policy: Any, algorithm: Any) -> d
 
 
 def _model_name(config: Config, policy: Any) -> str:
-    if config.pretrain is not None:
+    if config.begins_anew:
         return f"{policy.network.config.model_type}, new"
     return config.policy.model or f"mlp {list(config.policy.hidden_sizes)}"
 
