@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from logpi import api
+from logpi import api, build
 from logpi.config import make_config, merge
 from logpi.console import make_observer
 from logpi.errors import InputError
@@ -291,7 +291,8 @@ def test_a_new_network_is_a_function_of_seed_and_data_and_its_run_goes_on_exactl
     run(sft(), tmp_path / "parts")
     assert digests(tmp_path / "whole") == digests(tmp_path / "parts")
     tokenizer = json.loads((tmp_path / "whole" / "start" / "tokenizer.json").read_text())
-    assert len(tokenizer["model"]["vocab"]) == 300 and "Ġest" in tokenizer["model"]["vocab"]  # "  est", of targets
+    assert len(tokenizer["model"]["vocab"]) == 300
+    assert build._said(build.task_of(sft()))[:4] == ["Good morning.", "Bonjour.", "I am tired.", "Je suis fatigué."]
     assert set(whole["evaluation"]["after"]["metrics"]) == {
         "loss", "perplexity", "bleu", "chrf2", "sentence_mean", "in_target_language"
     }  # fmt: skip
@@ -309,7 +310,7 @@ def test_a_full_report_compares_with_the_network_that_the_run_began_with(tmp_pat
         ({"policy": {"model": "x"}}, "policy.model and sft.new both say what the run begins with"),
         ({"policy": {"lora": {}}}, "policy.lora adapts weights that are trained already"),
         ({"sft": {"new": {"vocabsize": 300}}}, 'unknown key "sft.new.vocabsize". Did you mean "vocab_size"'),
-        ({"sft": {"new": {"shape": {"hidden_size": 36}}}}, "hidden_size=36 is no multiple of"),
+        ({"sft": {"new": {"shape": {"hidden_size": 34}}}}, "hidden_size=34 is no multiple of"),
     ],
 )
 def test_a_new_network_does_not_go_with_another(changes, message):

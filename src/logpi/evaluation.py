@@ -69,9 +69,9 @@ def corpus_estimate(
     """Return a corpus metric with its 95 % interval by the bootstrap over completions: the quantiles of the metric of
     1000 corpora, each as many completions drawn with replacement (Koehn 2004, "Statistical significance tests for
     machine translation evaluation", section 3). The draws are the same at each call: intervals can be compared."""
-    rows = np.asarray(metric.statistics(completions, **columns), dtype=np.float64)
-    if not len(rows):
+    if not completions:
         return estimate([])
+    rows = np.asarray(metric.statistics(completions, **columns), dtype=np.float64)
     places = np.arange(len(rows))
     scores = []
     for resample in range(NUM_RESAMPLES):
@@ -100,7 +100,7 @@ def evaluate_problems(
     results = {metric.name: corpus_estimate(metric, completions, columns) for metric in corpus_metrics}
     results |= {name: estimate([v for v in values if v is not None]) for name, values in by_name.items()}
     scored = [{"text": text, "score": value} for text, value in zip(texts, by_name[metrics[0].name], strict=True)]
-    extras = {"signatures": {m.name: m.signature() for m in corpus_metrics}} if corpus_metrics else {}
+    extras = {"signatures": {m.name: m.signature() for m in corpus_metrics}} if corpus_metrics and texts else {}
     return Evaluation(**asdict(next(iter(results.values()))), metrics=results, extras=extras), scored
 
 

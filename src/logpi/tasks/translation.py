@@ -7,7 +7,7 @@ sentence in another language, shares names, numbers and endings with a reference
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -111,7 +111,13 @@ def in_target_language(
 REWARDS = {"chrf": sentence_chrf, "bleu": sentence_bleu, "mean": sentence_mean}
 
 
-def _gated(completions: Any, references: Any, target_language: Any, score: Any) -> list[float]:
+def _gated(
+    completions: Sequence[Completion],
+    references: Sequence[list[str]],
+    target_language: Sequence[str],
+    score: Callable[[str, list[str], str], Any],
+) -> list[float]:
+    """Return sacrebleu's score of each text, in [0, 1], where it is in the target language; else 0."""
     found = []
     for completion, refs, code in zip(completions, references, target_language):
         text = completion_text(completion).strip()
