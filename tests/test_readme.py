@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gzip
 import json
 import re
 import runpy
@@ -17,6 +18,7 @@ from typing import get_args
 
 import models
 import pytest
+import test_camrest
 from pydantic import BaseModel
 
 import logpi
@@ -27,7 +29,7 @@ from logpi.tasks import TASKS, python_tests
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", "CONTRIBUTING.md", "ARCHITECTURE.md", "CHANGELOG.md", "LOG.md"]
-PAGES += sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))
+PAGES += sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))
 LANGUAGES = {"bash", "console", "python", "jsonl", "toml", "text"}
 TINY_STEPS = {
     "max_steps": 2,
@@ -81,6 +83,11 @@ def workplace(tmp_path, monkeypatch):
     (tmp_path / "shakespeare.txt").write_text("To be, or not to be,\nthat is the question:\n" * 30)
     rows = [{"numbers": [n, 2], "target": n + 2, "solution": f"{n}+2"} for n in range(210)]
     (tmp_path / "countdown.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pairs = "".join(f"Number {n}.\tNuméro {n}.\n" for n in range(20))
+    (tmp_path / "en-fr.train.tsv.gz").write_bytes(gzip.compress(pairs.encode()))
+    held = json.dumps({"src": "Number 20.", "refs": ["Numéro 20.", "Nombre 20."]})
+    (tmp_path / "en-fr.dev.jsonl.gz").write_bytes(gzip.compress(held.encode()))
+    Path(test_camrest.write(tmp_path, [test_camrest.DIALOGUE] * 300)).rename(tmp_path / "CamRest676.json.gz")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -91,8 +98,8 @@ def run_cli(words: list[str], tiny: str) -> int:
     words += ["--kills", "1"] if words[0] == "prove" else []
     if words[0] in ("train", "sft", "pretrain"):
         words += ["--threads", "1"] if "--threads" not in words else []
-        environment = words[1].startswith("--") or api.resolve(words[1]).environment is not None
-        words += [] if environment or "--model" in words or words[0] == "pretrain" else ["--model", tiny]
+        own = words[0] == "pretrain" or words[1].startswith("--") or has_its_own(api.resolve(words[1]))
+        words += [] if own or "--model" in words else ["--model", tiny]
         if not {"--dry-run", "--smoke"} & set(words):
             words += ["--smoke"]
         if "--max-steps" in words:  # it would win over --smoke
@@ -100,6 +107,11 @@ def run_cli(words: list[str], tiny: str) -> int:
     with pytest.raises(SystemExit) as exit:
         cli.main(words)
     return exit.value.code
+
+
+def has_its_own(config: Config) -> bool:
+    """Whether a recipe's policy is new, or what an earlier command of the page has left."""
+    return config.environment is not None or config.begins_anew or str(config.policy.model).startswith("runs/")
 
 
 def run_python(run, tiny: str, monkeypatch) -> list[dict]:
@@ -156,7 +168,12 @@ def test_every_snippet_runs(page, content, workplace, tiny, monkeypatch, capsys)
     for summary in summaries:
         assert summary["steps"] == 2 and Path(summary["final"], "model.safetensors").is_file()
     if not summaries:  # a reward on its own: it scores completions of both forms
-        reward = next(value for name, value in names.items() if callable(value) and not name.startswith("_"))
+        *_, reward = (value for name, value in names.items() if callable(value) and not name.startswith("_"))
+        if isinstance(reward, type):  # an environment: it replies until it ends the episode
+            environment = reward()
+            assert isinstance(environment.reset(7), str) and environment.step("6").text == "higher"
+            assert environment.step("7").text is None and environment.scores() == {"tries": 2.0}
+            return
         for right in ("17", [{"role": "assistant", "content": "17"}]):
             assert reward(prompts=["?"], completions=[right], answer=["17"]) == [1.0]
 

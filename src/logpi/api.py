@@ -272,7 +272,7 @@ def _loaded_run(run: str, recipe: str | None, data: str | None, seed: int | None
         raise InputError(f"{run} is not a run folder; for a model say what to ask it with --recipe")
     overrides: dict[str, Any] = {} if seed is None else {"seed": seed}
     if data is not None:
-        overrides["task"] = {"data": data}
+        overrides["task"] = {"data": data, "heldout": 0}
     return make_config(merge(values, overrides), run), weights
 
 
@@ -284,7 +284,7 @@ def evaluate_run(
     task = None
     if config.task is not None:
         task = task_of(config)
-        heldout = [*task.heldout, *task.train] if data is not None else task.heldout
+        heldout = task.train if data is not None else task.heldout
         task = replace(task, heldout=heldout[:limit])
     experience, policy, _ = build(config, task, weights_from=weights if task is not None else None)
     if task is None and weights is not None:

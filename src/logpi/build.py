@@ -136,14 +136,15 @@ def build(config: Config, task: Any = None, *, weights_from: Path | None = None)
 
     task, options = task or task_of(config), config.policy
     load = partial(load_causal_lm, dtype=options.dtype, transform=transform_of(config))
+    start = str(options.model or weights_from)  # what training begins with
     policy = load(
-        str(weights_from or options.model),
+        str(weights_from or start),
         lora=None if options.lora is None or weights_from else options.lora.model_dump(),
         value_head=algorithm.uses_values,
         seed=config.seed,
     )
     scored = config.demonstrated is None or bool((task.metrics or task.environment) and task.heldout)
-    asked = _asked(config, task, policy, algorithm, partial(load, str(options.model))) if scored else None
+    asked = _asked(config, task, policy, algorithm, partial(load, start)) if scored else None
     if config.demonstrated is not None:
         return _demonstrations(config, policy, task, scoring=asked), policy, algorithm
     return asked, policy, algorithm

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
+
 from logpi.errors import NothingScoredError
-from logpi.tasks.base import Problem, Reward, Task
+from logpi.randomness import with_replacement
+from logpi.tasks.base import CorpusMetric, Problem, Reward, Task
 from logpi.tasks.problems import columns_of
-from logpi.tasks.rewarding import as_completions, score
+from logpi.tasks.rewarding import Completion, as_completions, score
 from logpi.trajectory import Trajectory
 
 
@@ -42,6 +45,7 @@ class Evaluation:
 
 
 Z = 1.959963984540054
+NUM_RESAMPLES = 1000  # of a bootstrap
 
 
 def estimate(values: Sequence[float]) -> Estimate:
@@ -59,25 +63,43 @@ def estimate(values: Sequence[float]) -> Estimate:
     return Estimate(mean, mean - half, mean + half, n)
 
 
+def corpus_estimate(
+    metric: CorpusMetric, completions: Sequence[Completion], columns: Mapping[str, list[Any]]
+) -> Estimate:
+    """Return a corpus metric with its 95 % interval by the bootstrap over completions: the quantiles of the metric of
+    1000 corpora, each as many completions drawn with replacement (Koehn 2004, "Statistical significance tests for
+    machine translation evaluation", section 3). The draws are the same at each call: intervals can be compared."""
+    if not completions:
+        return estimate([])
+    rows = np.asarray(metric.statistics(completions, **columns), dtype=np.float64)
+    scores = []
+    for resample in range(NUM_RESAMPLES):
+        scores.append(metric.score(rows[with_replacement(len(rows), resample)].sum(0).tolist()))
+    low, high = np.quantile(scores, [0.025, 0.975])
+    return Estimate(metric.score(rows.sum(0).tolist()), float(low), float(high), len(rows))
+
+
 def evaluate_problems(
     problems: Sequence[Problem],
     metrics: Sequence[Reward],
     complete: Callable[[Sequence[Problem]], list[Trajectory]],
     decode: Callable[[Trajectory], str],
     on_failure: str = "error",
+    corpus_metrics: Sequence[CorpusMetric] = (),
 ) -> tuple[Evaluation, list[dict[str, Any]]]:
-    """Complete each problem once, score the texts by every metric; the first is the score. Returns each text with that
-    score too."""
+    """Complete each problem once, score all texts together by the corpus metrics and each by every metric; the first of
+    these in this order is the score. Returns each text with its first metric too."""
     trajectories = complete(problems)
     texts = [decode(t) for t in trajectories]
     prompts = [p.prompt for p in problems]
-    columns = columns_of(problems)
+    completions, columns = as_completions(prompts, texts), columns_of(problems)
     ids = [t.actions.tolist() for t in trajectories]
-    by_name = score(metrics, prompts, as_completions(prompts, texts), ids, columns, on_failure=on_failure).by_name
-    results = {name: estimate([v for v in values if v is not None]) for name, values in by_name.items()}
-    first = metrics[0].name
-    scored = [{"text": text, "score": value} for text, value in zip(texts, by_name[first], strict=True)]
-    return Evaluation(**asdict(results[first]), metrics=results), scored
+    by_name = score(metrics, prompts, completions, ids, columns, on_failure=on_failure).by_name
+    results = {metric.name: corpus_estimate(metric, completions, columns) for metric in corpus_metrics}
+    results |= {name: estimate([v for v in values if v is not None]) for name, values in by_name.items()}
+    scored = [{"text": text, "score": value} for text, value in zip(texts, by_name[metrics[0].name], strict=True)]
+    extras = {"signatures": {m.name: m.signature() for m in corpus_metrics}} if corpus_metrics and texts else {}
+    return Evaluation(**asdict(next(iter(results.values()))), metrics=results, extras=extras), scored
 
 
 def check_rewards(task: Task, on_failure: str = "error") -> dict[str, float | None]:

@@ -220,11 +220,12 @@ class TaskExperience:
         """Greedy completions of every held-out problem. `full` adds what else before and after are compared by."""
         result, texts = self._evaluate(self.task.heldout)
         extras: dict[str, Any] = {"texts": texts[:8]}
-        return replace(result, extras=extras | (self._full_report(step) if full else {}))
+        return replace(result, extras=result.extras | extras | (self._full_report(step) if full else {}))
 
     def _evaluate(self, problems: Sequence[Problem]) -> tuple[Evaluation, list[dict[str, Any]]]:
         metrics = self.task.metrics or self.task.rewards
-        return evaluate_problems(problems, metrics, self.complete_greedily, self.decode, self.options.on_failure)
+        on_failure, corpus = self.options.on_failure, self.task.corpus_metrics
+        return evaluate_problems(problems, metrics, self.complete_greedily, self.decode, on_failure, corpus)
 
     def _full_report(self, step: int) -> dict[str, Any]:
         probes = {name: self._evaluate(problems)[0].as_dict() for name, problems in self.task.probes.items()}

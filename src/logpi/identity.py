@@ -19,7 +19,7 @@ from logpi.errors import InputError
 from logpi.platforms import processor
 from logpi.tasks.base import Problem, Reward, Task
 
-PACKAGES = ("logpi", "torch", "transformers", "safetensors", "numpy", "gymnasium", "peft")
+PACKAGES = ("logpi", "torch", "transformers", "safetensors", "numpy", "gymnasium", "peft", "sacrebleu", "py3langid")
 
 
 def fingerprint(content: Any) -> str:

@@ -31,6 +31,7 @@ class Stream(IntEnum):
     EVALUATION = 5
     EVALUATION_ENVIRONMENT = 6
     PROBE = 7
+    BOOTSTRAP = 8
 
 
 def _multiply(a: np.ndarray, b: np.uint64) -> tuple[np.ndarray, np.ndarray]:
@@ -73,6 +74,11 @@ def permutation(seed: int, stream: Stream, size: int, step: int = 0, index: int 
     """Return a uniformly random order of range(size), a pure function of its key."""
     words = philox4x64((seed, int(stream)), (step, index, 0, np.arange(size)))
     return np.lexsort((np.arange(size), words[0]))
+
+
+def with_replacement(size: int, index: int) -> np.ndarray:
+    """Return `size` uniform draws from range(size), those of the index-th bootstrap: the same at each call."""
+    return (uniforms(0, Stream.BOOTSTRAP, 0, 0, index, np.arange(size)) * size).astype(np.int64)
 
 
 @contextmanager

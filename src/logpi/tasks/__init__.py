@@ -16,6 +16,7 @@ from logpi.tasks.demonstrations import demonstrations
 from logpi.tasks.gsm8k import gsm8k
 from logpi.tasks.svamp import svamp
 from logpi.tasks.text import text
+from logpi.tasks.translation import translation
 
 __all__ = ["TASKS", "Problem", "Prompt", "Reward", "Task", "make_task"]
 
@@ -28,6 +29,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "gsm8k": gsm8k,
     "svamp": svamp,
     "text": text,
+    "translation": translation,
 }
 
 

@@ -32,11 +32,26 @@ class Reward:
 
 
 @dataclass(frozen=True)
+class CorpusMetric:
+    """A metric of all completions together, as BLEU is: a function of sums over them.
+
+    `statistics(completions, **columns)` gives a row of numbers a completion, `score` turns their sums into the metric;
+    `signature()` says how it was computed, for the record, once it was.
+    """
+
+    name: str
+    statistics: Callable[..., Sequence[Sequence[float]]]
+    score: Callable[[Sequence[float]], float]
+    signature: Callable[[], str]
+
+
+@dataclass(frozen=True)
 class Task:
     """Problems to train on, problems held out, and how completions are scored.
 
-    `rewards` are summed (weighted) into the training reward. `metrics` are read at evaluation only; the first one is
-    the score of the run. `probes` are further named problem sets, evaluated before and after, never trained on.
+    `rewards` are summed (weighted) into the training reward. `metrics` and `corpus_metrics` are read at evaluation
+    only; the first corpus metric, or else the first metric, is the score of the run. `probes` are further named problem
+    sets, evaluated before and after, never trained on.
     `examples` are solved (prompt text, completion text) pairs from the training side, for few-shot prompts.
     `solution` is the column with a completion to imitate, for supervised fine-tuning: text, or the messages of a
     conversation that goes on from the prompt.
@@ -59,3 +74,4 @@ class Task:
     max_turns: int = 1
     replies: Callable[[Problem], Sequence[Problem]] | None = None
     compare: Callable[[Sequence[str], Sequence[Problem]], dict[str, Any]] | None = None
+    corpus_metrics: Sequence[CorpusMetric] = ()

@@ -24,7 +24,8 @@ Source = str | os.PathLike[str] | Iterable[Mapping[str, Any]]
 def read_rows(source: Source) -> list[Row]:
     """Read every row of a file, an iterable of dicts or a Hugging Face dataset; raise InputError where it cannot.
 
-    Files: .jsonl, .json (a list of objects), .csv, .txt (one row, its column "text"), each also as .gz, and .parquet.
+    Files: .jsonl, .json (a list of objects), .csv, .tsv (sentence pairs without a header: columns "source" and
+    "target", further ones are left out), .txt (one row, its column "text"), each also as .gz, and .parquet.
     """
     rows = _rows_of_file(existing_file(source)) if isinstance(source, str | os.PathLike) else _rows_in_memory(source)
     if not rows:
@@ -125,6 +126,15 @@ def _rows_of_csv(text: str, path: Path) -> Iterator[Row]:
         raise InputError(f"{path}:{line}: not valid CSV: {error}") from error
 
 
+def _rows_of_tsv(text: str, path: Path) -> Iterator[Row]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            cells = [cell.strip() for cell in line.split("\t")]
+            if len(cells) < 2 or not all(cells[:2]):
+                raise InputError(f"{path}:{number}: {line!r:.60} is no pair; each line is source, a tab, target")
+            yield dict(zip(("source", "target"), cells))
+
+
 def _rows_of_txt(text: str, path: Path) -> list[Row]:
     return [{"text": text}] if text.strip() else []
 
@@ -180,4 +190,10 @@ def _kind(value: Any) -> str:
     return "null" if value is None else f"a {type(value).__name__}"
 
 
-READERS = {".jsonl": _rows_of_jsonl, ".json": _rows_of_json, ".csv": _rows_of_csv, ".txt": _rows_of_txt}
+READERS = {
+    ".jsonl": _rows_of_jsonl,
+    ".json": _rows_of_json,
+    ".csv": _rows_of_csv,
+    ".tsv": _rows_of_tsv,
+    ".txt": _rows_of_txt,
+}
