@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from enum import IntEnum
 
 import numpy as np
-import torch
 
 _MULTIPLIERS = (np.uint64(0xD2E7470EE14C6C93), np.uint64(0xCA5A826395121157))
 _WEYL = (0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B)
@@ -84,6 +83,8 @@ def with_replacement(size: int, index: int) -> np.ndarray:
 @contextmanager
 def library_draws(seed: int, stream: Stream) -> Iterator[None]:
     """Run torch's own draws (initialisation) from a forked generator seeded by the key; the global one is untouched."""
+    import torch  # here alone: tasks draw too, and import without it
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(integer_seed(seed, stream))
         yield
