@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import gzip
 import json
 import re
 import runpy
@@ -16,9 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
+import data_files
 import models
 import pytest
-import test_camrest
 from pydantic import BaseModel
 
 import logpi
@@ -78,16 +77,7 @@ def tiny(tmp_path_factory):
 def workplace(tmp_path, monkeypatch):
     """Stand in a folder as a reader does after cloning: examples, a data file of one's own, and nothing else."""
     shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("__pycache__"))
-    rows = [{"Body": f"Ann has {n} nuts.", "Question": "How many?", "Answer": n} for n in range(310)]
-    (tmp_path / "SVAMP.json").write_text(json.dumps(rows))
-    (tmp_path / "shakespeare.txt").write_text("To be, or not to be,\nthat is the question:\n" * 30)
-    rows = [{"numbers": [n, 2], "target": n + 2, "solution": f"{n}+2"} for n in range(210)]
-    (tmp_path / "countdown.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    pairs = "".join(f"Number {n}.\tNuméro {n}.\n" for n in range(20))
-    (tmp_path / "en-fr.train.tsv.gz").write_bytes(gzip.compress(pairs.encode()))
-    held = json.dumps({"src": "Number 20.", "refs": ["Numéro 20.", "Nombre 20."]})
-    (tmp_path / "en-fr.dev.jsonl.gz").write_bytes(gzip.compress(held.encode()))
-    Path(test_camrest.write(tmp_path, [test_camrest.DIALOGUE] * 300)).rename(tmp_path / "CamRest676.json.gz")
+    data_files.write(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
