@@ -87,8 +87,8 @@ def bootstrap(metric: CorpusMetric, rows: np.ndarray, score: float) -> tuple[flo
 
 
 def jackknife(metric: CorpusMetric, rows: np.ndarray, score: float) -> tuple[float, float]:
-    """Return score ± 1.96 s, s² = (n − 1)/n Σ_i (θ_i − mean θ)² with θ_i the metric without completion i: in expectation
-    no smaller than the variance (Efron and Stein 1981, "The jackknife estimate of variance")."""
+    """Return score ± 1.96 s, s² = (n − 1)/n Σ_i (θ_i − mean θ)² with θ_i the metric without completion i: in
+    expectation no smaller than the variance (Efron and Stein 1981, "The jackknife estimate of variance")."""
     num, sums = len(rows), rows.sum(0)
     left_out = np.array([metric.score((sums - row).tolist()) for row in rows])
     half = Z * math.sqrt((num - 1) / num * float(((left_out - left_out.mean()) ** 2).sum()))
