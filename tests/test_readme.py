@@ -19,6 +19,7 @@ from typing import get_args
 import models
 import pytest
 import test_camrest
+import test_sentiment
 from pydantic import BaseModel
 
 import logpi
@@ -71,7 +72,7 @@ def commands(content: str) -> Iterator[list[str]]:
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    return models.write(tmp_path_factory.mktemp("model") / "tiny", "llama")
+    return models.write(tmp_path_factory.mktemp("model") / "tiny", "llama", context=1024)
 
 
 @pytest.fixture
@@ -88,6 +89,7 @@ def workplace(tmp_path, monkeypatch):
     held = json.dumps({"src": "Number 20.", "refs": ["Numéro 20.", "Nombre 20."]})
     (tmp_path / "en-fr.dev.jsonl.gz").write_bytes(gzip.compress(held.encode()))
     Path(test_camrest.write(tmp_path, [test_camrest.DIALOGUE] * 300)).rename(tmp_path / "CamRest676.json.gz")
+    test_sentiment.write(tmp_path, "rt-polarity", num=3)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -13,6 +13,7 @@ from logpi.tasks.camrest import camrest
 from logpi.tasks.countdown import countdown
 from logpi.tasks.custom import custom
 from logpi.tasks.demonstrations import demonstrations
+from logpi.tasks.emails import emails
 from logpi.tasks.gsm8k import gsm8k
 from logpi.tasks.sentiment import sentiment
 from logpi.tasks.svamp import svamp
@@ -27,6 +28,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "countdown": countdown,
     "custom": custom,
     "demonstrations": demonstrations,
+    "emails": emails,
     "gsm8k": gsm8k,
     "sentiment": sentiment,
     "svamp": svamp,
