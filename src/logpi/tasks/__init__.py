@@ -15,7 +15,9 @@ from logpi.tasks.custom import custom
 from logpi.tasks.demonstrations import demonstrations
 from logpi.tasks.emails import emails
 from logpi.tasks.gsm8k import gsm8k
+from logpi.tasks.quatrains import quatrains
 from logpi.tasks.sentiment import sentiment
+from logpi.tasks.sonnets import sonnets
 from logpi.tasks.svamp import svamp
 from logpi.tasks.text import text
 from logpi.tasks.translation import translation
@@ -30,7 +32,9 @@ TASKS: dict[str, Callable[..., Task]] = {
     "demonstrations": demonstrations,
     "emails": emails,
     "gsm8k": gsm8k,
+    "quatrains": quatrains,
     "sentiment": sentiment,
+    "sonnets": sonnets,
     "svamp": svamp,
     "text": text,
     "translation": translation,
