@@ -132,12 +132,11 @@ hostile, slow = json.loads(sys.stdin.read())
 seen, now = set(), [None]
 
 def watch(event, arguments):
-    if event in ("os.system", "subprocess.Popen") or event == "compile" and b"QZQ" in (
-        arguments[0] if isinstance(arguments[0], bytes) else str(arguments[0]).encode()
-    ):
+    compiled = event == "compile" and arguments[1] != "<unknown>" and "QZQ" in str(arguments[0])  # that is ast.parse
+    if compiled or event in ("os.system", "subprocess.Popen"):
         seen.add(now[0])
 
-wrong, evaluated = [], []
+wrong = []
 names = sorted(set(DATASETS) - {"composite", slow})
 made = {name: entries_of(name, {"seed": 5, "size": 1})[0] for name in names}
 sys.addaudithook(watch)
@@ -156,6 +155,7 @@ for name in names:
             pass
     now[0] = None
 seen = sorted(map(list, filter(None, seen)))
+print()  # some of them print, without an end of line
 print(json.dumps({"num": len(names), "wrong": wrong, "seen": seen, "evaluating": sorted(EVALUATING)}))
 """
 

@@ -25,8 +25,8 @@ from logpi.tasks.problems import chat, check_template, prompt_text, split
 from logpi.tasks.rewarding import as_reward
 
 ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-MATHEMATICS = {"Abs", "acos", "asin", "atan", "cos", "cosh", "cot", "csc", "exp", "ln", "log", "sec", "sin", "sinh",
-               "sqrt", "tan", "tanh"}  # fmt: skip
+MATHEMATICS = {"Abs", "Integral", "acos", "asin", "atan", "cos", "cosh", "cot", "csc", "exp", "ln", "log", "sec", "sin",
+               "sinh", "sqrt", "tan", "tanh"}  # fmt: skip
 WORDS = re.compile(r"[\w ]*")  # what a string may hold: sympy would evaluate it in its turn
 ARITHMETIC = (
     ast.Expression, ast.Constant, ast.Name, ast.Load, ast.List, ast.Tuple, ast.Call, ast.BinOp, ast.UnaryOp,
