@@ -19,11 +19,11 @@ LEVELS = [
     {"errors"},
     {"platforms"},
     {"storage", "sections"},
-    {"trajectory", "masking", "randomness", "config", "device"},
+    {"trajectory", "masking", "randomness", "config", "device", "formulas"},
     {"environments", "policies", "estimators", "losses"},  # blind to one another
     {"tasks", "rollout", "algorithms", "batching", "run_folder", "interrupts", "journal"},
     {"credit", "learner", "checkpoint", "distributed", "diagnostics", "evaluation", "identity", "ledger", "alerts"},
-    {"exact", "experience", "value_based", "metrics", "objective"},
+    {"exact", "experience", "control", "value_based", "metrics", "objective"},
     {"trainer", "supervised", "conversations"},
     {"recipes", "report"},
     {"build", "session"},
