@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 
 import test_camrest
+import test_poems
+import test_sentiment
 
 
 def write(folder: Path) -> None:
@@ -23,6 +25,11 @@ def write(folder: Path) -> None:
     held = as_lines([{"src": "Number 20.", "refs": ["Numéro 20.", "Nombre 20."]}])
     (folder / "en-fr.dev.jsonl.gz").write_bytes(gzip.compress(held.encode()))
     Path(test_camrest.write(folder, [test_camrest.DIALOGUE] * 300)).rename(folder / "CamRest676.json.gz")
+    test_sentiment.write(folder, "rt-polarity", num=3)
+    (folder / "reviews.jsonl").write_text(
+        as_lines([{"text": f"The film has {n} scenes and one idea."} for n in range(260)])
+    )
+    test_poems.write(folder)
 
 
 def as_lines(rows: list[dict]) -> str:

@@ -70,7 +70,7 @@ def commands(content: str) -> Iterator[list[str]]:
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    return models.write(tmp_path_factory.mktemp("model") / "tiny", "llama")
+    return models.write(tmp_path_factory.mktemp("model") / "tiny", "llama", context=1024)
 
 
 @pytest.fixture

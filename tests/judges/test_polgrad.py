@@ -67,6 +67,7 @@ class Given:
         truncated: Tensor,
         inputs: tuple[Any, ...],
         reference: Reference | None = None,
+        with_entropy: bool = False,
     ) -> PolicyOutput:
         return PolicyOutput(self.log_probs, torch.zeros_like(self.log_probs))
 

@@ -32,7 +32,8 @@ def read_rows(source: Source) -> list[Row]:
     """Read every row of a file, an iterable of dicts or a Hugging Face dataset; raise InputError where it cannot.
 
     Files: .jsonl, .json (a list of objects), .csv, .tsv (sentence pairs without a header: columns "source" and
-    "target", further ones are left out), .txt (one row, its column "text"), each also as .gz, and .parquet.
+    "target", further ones are left out), .txt (one row, its column "text"), .pos and .neg (a row a line, columns "text"
+    and "label", 1 or 0), each also as .gz, and .parquet.
     """
     rows = _rows_of_file(existing_file(source)) if isinstance(source, str | os.PathLike) else _rows_in_memory(source)
     if not rows:
@@ -146,6 +147,14 @@ def _rows_of_txt(text: str, path: Path) -> list[Row]:
     return [Row(text=text)] if text.strip() else []
 
 
+def _rows_of_pos(text: str, path: Path) -> list[Row]:
+    return [{"text": line.strip(), "label": 1} for line in text.split("\n") if line.strip()]
+
+
+def _rows_of_neg(text: str, path: Path) -> list[Row]:
+    return [{**row, "label": 0} for row in _rows_of_pos(text, path)]
+
+
 def _rows_of_parquet(path: Path) -> list[Row]:
     try:
         import pyarrow.parquet as parquet
@@ -205,4 +214,6 @@ READERS = {
     ".csv": _rows_of_csv,
     ".tsv": _rows_of_tsv,
     ".txt": _rows_of_txt,
+    ".pos": _rows_of_pos,
+    ".neg": _rows_of_neg,
 }
