@@ -15,7 +15,7 @@ from logpi.config import make_config
 from logpi.console import make_observer
 from logpi.errors import InputError
 from logpi.tasks import make_task
-from logpi.tasks.reasoning_gym import EVALUATING, _score, answer_in, is_harmless
+from logpi.tasks.reasoning_gym import answer_in, is_harmless
 
 installed = importlib.util.find_spec("reasoning_gym") is not None
 needs = pytest.mark.skipif(not installed, reason='reasoning-gym is not installed: pip install "logpi[tasks]"')
@@ -40,7 +40,9 @@ HOSTILE = [
 
 def test_the_missing_package_is_named_with_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
-    monkeypatch.setitem(sys.modules, "reasoning_gym.factory", None)
+    monkeypatch.delitem(sys.modules, "logpi.tasks.generators", raising=False)
+    for name in [name for name in sys.modules if name.startswith("reasoning_gym.")]:
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(InputError, match=r'needs the package "reasoning-gym": pip install "logpi\[tasks\]"'):
         make_task("reasoning_gym", dataset="chain_sum")
 
@@ -96,13 +98,15 @@ def test_problems_are_a_function_of_the_seed(dataset):
 
 @needs
 def test_each_generator_scores_its_own_answers():
+    from logpi.tasks.generators import score
+
     parts = {"datasets": [{"name": "countdown"}, {"name": "gcd"}]}
     for dataset, parameters in (("chain_sum", {"max_terms": 2}), ("rearc", None), ("composite", parts)):
         task = make_task("reasoning_gym", dataset=dataset, parameters=parameters, size=5, heldout=0)
         for columns in (problem.columns for problem in task.train):
             problem = (columns["dataset"], columns["parameters"], columns["entry"])
-            assert _score(columns["answer"], *problem) == 1.0
-            assert max(_score(text, *problem) for text in ["", "x", "1/0", *HOSTILE]) < 0.5  # theirs pays for a part
+            assert score(columns["answer"], *problem) == 1.0
+            assert max(score(text, *problem) for text in ["", "x", "1/0", *HOSTILE]) < 0.5  # theirs pays for a part
 
 
 @needs
@@ -123,28 +127,26 @@ def test_it_trains_on_scores_from_children(tmp_path):
 
 EVERY = """
 import ast, json, sys
-from logpi.tasks.reasoning_gym import EVALUATING, _score, entries_of
-from reasoning_gym.factory import DATASETS, create_dataset
+from logpi.tasks.generators import DATASETS, EVALUATING, create_dataset, entries_of, score
 hostile, slow = json.loads(sys.stdin.read())
 seen, now = set(), [None]
 
 def watch(event, arguments):
-    if event in ("os.system", "subprocess.Popen") or event == "compile" and b"QZQ" in (
-        arguments[0] if isinstance(arguments[0], bytes) else str(arguments[0]).encode()
-    ):
+    compiled = event == "compile" and arguments[1] != "<unknown>" and "QZQ" in str(arguments[0])  # that is ast.parse
+    if compiled or event in ("os.system", "subprocess.Popen"):
         seen.add(now[0])
 
-wrong, evaluated = [], []
+wrong = []
 names = sorted(set(DATASETS) - {"composite", slow})
 made = {name: entries_of(name, {"seed": 5, "size": 1})[0] for name in names}
 sys.addaudithook(watch)
 for name in names:
     entry, answer = made[name]["entry"], made[name]["answer"]
-    if answer is not None and _score(answer, name, {}, entry) != 1.0:
+    if answer is not None and score(answer, name, {}, entry) != 1.0:
         wrong.append(name)
     now[0] = name, "through logpi"
     for text in hostile:
-        _score(text, name, {}, entry) if name in EVALUATING else None
+        score(text, name, {}, entry) if name in EVALUATING else None
     now[0] = name, "directly"
     for text in ("QZQ", "[QZQ]", "1+QZQ", "x**QZQ", "QZQ*2"):
         try:
@@ -152,7 +154,9 @@ for name in names:
         except Exception:
             pass
     now[0] = None
-print(json.dumps({"num": len(names), "wrong": wrong, "seen": sorted(map(list, filter(None, seen)))}))
+seen = sorted(map(list, filter(None, seen)))
+print()  # some of them print, without an end of line
+print(json.dumps({"num": len(names), "wrong": wrong, "seen": seen, "evaluating": sorted(EVALUATING)}))
 """
 
 
@@ -167,5 +171,5 @@ def test_every_generator_works_and_the_list_of_those_that_evaluate_is_whole():
     assert found.returncode == 0, found.stderr
     report = json.loads(found.stdout.splitlines()[-1])
     assert report["num"] > 100 and report["wrong"] == []
-    assert {name for name, how in report["seen"] if how == "directly"} == EVALUATING
+    assert [name for name, how in report["seen"] if how == "directly"] == report["evaluating"]
     assert not [name for name, how in report["seen"] if how == "through logpi"]

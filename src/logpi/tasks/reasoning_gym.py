@@ -9,33 +9,24 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import importlib
 import json
 import os
-import random
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Mapping
 from typing import Any
-
-import numpy as np
 
 from logpi.errors import InputError, did_you_mean, missing_extra
 from logpi.randomness import Stream, integer_seed
 from logpi.tasks.base import Problem, Task
-from logpi.tasks.isolation import untrusted
 from logpi.tasks.problems import chat, check_template, prompt_text, split
-from logpi.tasks.rewarding import Completion, as_reward, completion_text
+from logpi.tasks.rewarding import as_reward
 
 ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-# Their scorers pass the answer to eval, or to sympy, which does (of version 0.1.25; a test looks for others).
-EVALUATING = {
-    "binary_matrix", "countdown", "intermediate_integration", "n_queens", "polynomial_multiplication", "puzzle24",
-    "simple_integration", "spiral_matrix", "string_insertion",
-}  # fmt: skip
-MATHEMATICS = {"Abs", "acos", "asin", "atan", "cos", "cosh", "cot", "csc", "exp", "ln", "log", "sec", "sin", "sinh",
-               "sqrt", "tan", "tanh"}  # fmt: skip
+MATHEMATICS = {"Abs", "Integral", "acos", "asin", "atan", "cos", "cosh", "cot", "csc", "exp", "ln", "log", "sec", "sin",
+               "sinh", "sqrt", "tan", "tanh"}  # fmt: skip
 WORDS = re.compile(r"[\w ]*")  # what a string may hold: sympy would evaluate it in its turn
 ARITHMETIC = (
     ast.Expression, ast.Constant, ast.Name, ast.Load, ast.List, ast.Tuple, ast.Call, ast.BinOp, ast.UnaryOp,
@@ -56,7 +47,8 @@ def reasoning_gym(
     """
     check_template(template, "question")
     parameters = dict(parameters or {})
-    _check(dataset, parameters, size)
+    package = _package()
+    _check(package, dataset, parameters, size)
     entries = _entries(dataset, parameters, size, integer_seed(seed, Stream.ENVIRONMENT))
     problems = [
         Problem(
@@ -67,24 +59,53 @@ def reasoning_gym(
         for index, entry in enumerate(entries)
     ]
     train, held = split(problems, heldout, seed)
-    reward = as_reward(score_answer)
+    reward = as_reward(package.score_answer)
     examples = [(prompt_text(p.prompt), p.columns["answer"]) for p in train[:8] if p.columns["answer"]]
     return Task(f"reasoning_gym {dataset}", train, held, [reward], [reward], examples=examples, solution="answer")
 
 
-@untrusted
-def score_answer(
-    completions: Sequence[Completion],
-    dataset: Sequence[str],
-    parameters: Sequence[dict[str, Any]],
-    entry: Sequence[str],
-    **_: Any,
-) -> list[float]:
-    """Give what the generator's own score_answer gives to each answer; 0 where it can't read it."""
-    return [
-        _score(answer_in(completion_text(text)), name, options, content)
-        for text, name, options, content in zip(completions, dataset, parameters, entry)
-    ]
+def _package() -> Any:
+    """Return what needs the package. Raises InputError where it is missing."""
+    try:
+        return importlib.import_module("logpi.tasks.generators")
+    except ImportError:
+        raise missing_extra("reasoning-gym", "tasks", 'the task "reasoning_gym"') from None
+
+
+def _check(package: Any, dataset: str, parameters: dict[str, Any], size: int) -> None:
+    """Raise InputError for an unknown generator, or for parameters that it does not take."""
+    known = package.DATASETS
+    if dataset not in known:
+        raise InputError(f'reasoning_gym has no dataset "{dataset}".{did_you_mean(str(dataset), known)}')
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise InputError(f"size={size!r}: must be a count of problems, from 1")
+    names = {field.name for field in dataclasses.fields(known[dataset][1])} - {"seed", "size"}
+    for name in parameters:
+        if name not in names:
+            raise InputError(f'dataset "{dataset}" has no parameter "{name}".{did_you_mean(name, names)}')
+    try:
+        package.generator(dataset, json.dumps(parameters | package.FIRST))
+    except Exception as error:
+        raise InputError(f'dataset "{dataset}" does not take parameters={parameters}: {_said(error)}') from error
+
+
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).strip()[:200]}"
+
+
+def _entries(dataset: str, parameters: dict[str, Any], size: int, seed: int) -> list[dict[str, Any]]:
+    """Return question, answer and entry of each problem, made in a child process with the same hashes each time."""
+    asked = json.dumps([dataset, parameters | {"seed": seed, "size": size}])
+    program = "from logpi.tasks.generators import write_entries; write_entries()"
+    environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    made = subprocess.run([sys.executable, "-c", program], input=asked, capture_output=True, text=True, env=environment)
+    if made.returncode:
+        last = made.stderr.strip().splitlines()[-1:] or ["no message"]
+        raise InputError(f'dataset "{dataset}" could not be made with parameters={parameters}: {last[0][:200]}')
+    return json.loads(made.stdout.splitlines()[-1])
+
+
+# --- what an answer is ---------------------------------------------------------------------------------------------
 
 
 def answer_in(text: str) -> str:
@@ -114,89 +135,3 @@ def _calls_nothing_else(node: ast.AST) -> bool:
     if isinstance(node, ast.Constant) and isinstance(node.value, str | bytes):
         return isinstance(node.value, str) and WORDS.fullmatch(node.value) is not None
     return True
-
-
-def _score(answer: str, dataset: str, parameters: dict[str, Any], entry: str) -> float:
-    named = re.findall(r"\w+", json.dumps([dataset, parameters]))  # a composite names its parts
-    if EVALUATING.intersection(named) and not is_harmless(answer):
-        return 0.0
-    scorer, content = _generator(dataset, json.dumps(parameters | {"seed": 0, "size": 1})), ast.literal_eval(entry)
-    try:
-        return float(scorer.score_answer(answer, content))
-    except Exception:  # theirs, on a text that is no answer
-        return 0.0
-
-
-# --- the generators -----------------------------------------------------------------------------------------------
-
-
-def _datasets() -> dict[str, Any]:
-    """Return the package's table: name -> (class, class of its parameters). Raises InputError where it is missing."""
-    try:
-        from reasoning_gym.factory import DATASETS
-    except ImportError:
-        raise missing_extra("reasoning-gym", "tasks", 'the task "reasoning_gym"') from None
-    return DATASETS
-
-
-@lru_cache(maxsize=8)
-def _generator(dataset: str, parameters: str) -> Any:
-    """Return a generator with parameters that are given as JSON."""
-    from reasoning_gym.composite import DatasetSpec
-    from reasoning_gym.factory import create_dataset
-
-    options = json.loads(parameters)
-    if dataset == "composite":
-        options["datasets"] = [DatasetSpec(**{"weight": 1, "config": {}} | part) for part in options["datasets"]]
-    return create_dataset(dataset, **options)
-
-
-def _check(dataset: str, parameters: dict[str, Any], size: int) -> None:
-    """Raise InputError for an unknown generator, or for parameters that it does not take."""
-    known = _datasets()
-    if dataset not in known:
-        raise InputError(f'reasoning_gym has no dataset "{dataset}".{did_you_mean(str(dataset), known)}')
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise InputError(f"size={size!r}: must be a count of problems, from 1")
-    names = {field.name for field in dataclasses.fields(known[dataset][1])} - {"seed", "size"}
-    for name in parameters:
-        if name not in names:
-            raise InputError(f'dataset "{dataset}" has no parameter "{name}".{did_you_mean(name, names)}')
-    try:
-        _generator(dataset, json.dumps(parameters | {"seed": 0, "size": 1}))
-    except Exception as error:
-        raise InputError(f'dataset "{dataset}" does not take parameters={parameters}: {_said(error)}') from error
-
-
-def _said(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).strip()[:200]}"
-
-
-def _entries(dataset: str, parameters: dict[str, Any], size: int, seed: int) -> list[dict[str, Any]]:
-    """Return question, answer and entry (a Python literal, as JSON has no tuples) of each problem, from a child."""
-    asked = json.dumps([dataset, parameters | {"seed": seed, "size": size}])
-    program = "from logpi.tasks.reasoning_gym import write_entries; write_entries()"
-    environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    made = subprocess.run([sys.executable, "-c", program], input=asked, capture_output=True, text=True, env=environment)
-    if made.returncode:
-        last = made.stderr.strip().splitlines()[-1:] or ["no message"]
-        raise InputError(f'dataset "{dataset}" could not be made with parameters={parameters}: {last[0][:200]}')
-    return json.loads(made.stdout.splitlines()[-1])
-
-
-def write_entries() -> None:
-    """Write the entries that standard input asks for to standard output, as JSON: what the child process does."""
-    made = entries_of(*json.load(sys.stdin))
-    sys.stdout.write("\n" + json.dumps(made) + "\n")
-
-
-def entries_of(dataset: str, parameters: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return question, answer and entry of each problem of a generator."""
-    random.seed(parameters["seed"])
-    np.set_printoptions(legacy="1.25")  # a number or text of NumPy's as a plain literal
-    generator = _generator(dataset, json.dumps(parameters))
-    entries = [generator[index] for index in range(len(generator))]
-    made = [{"question": e["question"], "answer": e["answer"], "entry": repr(e)} for e in entries]
-    for row in made:
-        ast.literal_eval(row["entry"])  # raises ValueError for what is none
-    return made
