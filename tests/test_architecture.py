@@ -19,7 +19,7 @@ LEVELS = [
     {"errors"},
     {"platforms"},
     {"storage", "sections"},
-    {"trajectory", "masking", "randomness", "config", "device"},
+    {"trajectory", "masking", "randomness", "config", "device", "formulas"},
     {"environments", "policies", "estimators", "losses"},  # blind to one another
     {"tasks", "rollout", "algorithms", "batching", "run_folder", "interrupts", "journal"},
     {
@@ -34,7 +34,7 @@ LEVELS = [
         "alerts",
         "drift",
     },
-    {"exact", "experience", "value_based", "metrics", "objective"},
+    {"exact", "experience", "control", "value_based", "metrics", "objective"},
     {"trainer", "supervised", "conversations"},
     {"recipes", "report"},
     {"build", "session"},
