@@ -18,14 +18,15 @@ from logpi.evaluation import Evaluation, estimate, evaluate_problems
 from logpi.losses import kl_k3
 from logpi.masking import masked_mean
 from logpi.policies.causal_lm import CausalLM
-from logpi.policies.chat import prompt_tokens
+from logpi.policies.encoder import Encoder
 from logpi.policies.token_log_probs import Transform
 from logpi.randomness import Stream, permutation
-from logpi.rollout.engine import Sampling, TokenPrompt, generate
-from logpi.tasks.base import Problem, Prompt, Task
+from logpi.rollout.engine import Sampling, TokenPrompt
+from logpi.tasks.base import Problem, Task
 from logpi.tasks.problems import columns_of
 from logpi.tasks.rewarding import as_completions, score
 from logpi.trajectory import Trajectory, make_batch
+from logpi.writing import writer_of
 
 UNRELATED = tuple(
     f"{verb} {topic}."
@@ -89,13 +90,13 @@ def places_of_step(seed: int, step: int, count: int, size: int) -> list[int]:
 
 
 class TaskExperience:
-    """Prompts of a task, completed by a causal LM, scored by the task's rewards."""
+    """Prompts of a task, completed by a causal LM or tagged by an encoder, scored by the task's rewards."""
 
     draws = True
 
     def __init__(
         self,
-        policy: CausalLM,
+        policy: CausalLM | Encoder,
         task: Task,
         *,
         seed: int,
@@ -111,39 +112,30 @@ class TaskExperience:
         """`start_policy` loads the policy that training began with, to measure how far it went. `greedy_baseline` adds
         each prompt's likeliest completion, to compare the others with."""
         self.policy, self.task, self.seed, self.start_policy = policy, task, seed, start_policy
+        self.writer = writer_of(policy)
         self.num_prompts, self.num_spare_prompts, self.num_generations = num_prompts, num_spare_prompts, num_generations
         self.options, self.greedy_baseline = reward or RewardConfig(), greedy_baseline
         self.sampling = Sampling(max_completion_length, seed, Stream.ROLLOUT, max_rows=max_rows)
         self.greedy = replace(self.sampling, stream=Stream.EVALUATION, greedy=True)
         self.problems = {problem.uid: problem for problem in task.train}
-        longest = max([*task.train, *task.heldout], key=lambda p: len(self.tokens(p.prompt)))
+        longest = max([*task.train, *task.heldout], key=lambda p: len(self.writer.tokens(p)))
         self.check_length(longest)
 
     # --- prompts and texts -------------------------------------------------------------------------------------
 
-    def tokens(self, prompt: Prompt) -> Tensor:
-        """Return a prompt's token ids; chat messages go through the tokenizer's template."""
-        return prompt_tokens(self.policy.tokenizer, prompt)
-
     def check_length(self, problem: Problem) -> None:
         """Raise InputError where prompt and completion don't fit the model's context."""
-        num_tokens, limit = len(self.tokens(problem.prompt)), self.policy.context_length
+        num_tokens, limit = len(self.writer.tokens(problem)), self.policy.context_length
         if num_tokens + self.sampling.max_new_tokens > limit:
             raise InputError(
                 f"the prompt of row {problem.uid} has {num_tokens} tokens; with rollout.max_completion_length="
                 f"{self.sampling.max_new_tokens} that is over the model's context of {limit}; shorten one of them"
             )
 
-    def decode(self, trajectory: Trajectory) -> str:
-        """Return a completion's text, without the token that ended it."""
-        tokens = trajectory.actions.tolist()
-        tokens = tokens[:-1] if trajectory.terminated else tokens
-        return self.policy.tokenizer.decode(tokens, skip_special_tokens=True)
-
     def complete(self, prompts: Sequence[Problem], sampling: Sampling, num_generations: int = 1) -> list[Trajectory]:
         """Complete problems outside of training."""
-        ready = [TokenPrompt(p.uid, self.tokens(p.prompt)) for p in prompts]
-        return generate(self.policy, ready, num_generations, sampling)
+        ready = [TokenPrompt(p.uid, self.writer.tokens(p)) for p in prompts]
+        return self.writer.draw(self.policy, ready, num_generations, sampling)
 
     def complete_greedily(self, problems: Sequence[Problem]) -> list[Trajectory]:
         """Take the likeliest token each time, one completion a problem."""
@@ -161,13 +153,13 @@ class TaskExperience:
         seen = Counter(plan[: places.start])  # a problem that comes twice in a step gets other draws the second time
         prompts = []
         for uid in plan[places.start : places.stop]:
-            tokens = self.tokens(self.problems[uid].prompt)
+            tokens = self.writer.tokens(self.problems[uid])
             prompts.append(TokenPrompt(uid, tokens, first_sample=seen[uid] * self.num_generations))
             seen[uid] += 1
         versions = {"step": step, "policy_version": policy_version}
-        found = generate(self.policy, prompts, self.num_generations, self.sampling, **versions)
+        found = self.writer.draw(self.policy, prompts, self.num_generations, self.sampling, **versions)
         if self.greedy_baseline:
-            likeliest = generate(self.policy, prompts, 1, self.greedy, **versions)
+            likeliest = self.writer.draw(self.policy, prompts, 1, self.greedy, **versions)
             found += [replace(t, is_baseline=True) for t in likeliest]
         return [replace(t, group=places.start + t.group) for t in found]
 
@@ -175,7 +167,7 @@ class TaskExperience:
         sound = [t for t in trajectories if t.failure is None]
         problems = [self.problems[t.prompt_uid] for t in sound]
         prompts = [p.prompt for p in problems]
-        completions = as_completions(prompts, [self.decode(t) for t in sound])
+        completions = as_completions(prompts, [self.writer.text(t) for t in sound])
         ids = [t.actions.tolist() for t in sound]
         on_failure = self.options.on_failure
         scores = score(self.task.rewards, prompts, completions, ids, columns_of(problems), on_failure=on_failure)
@@ -225,7 +217,7 @@ class TaskExperience:
     def _evaluate(self, problems: Sequence[Problem]) -> tuple[Evaluation, list[dict[str, Any]]]:
         metrics = self.task.metrics or self.task.rewards
         on_failure, corpus = self.options.on_failure, self.task.corpus_metrics
-        return evaluate_problems(problems, metrics, self.complete_greedily, self.decode, on_failure, corpus)
+        return evaluate_problems(problems, metrics, self.complete_greedily, self.writer.text, on_failure, corpus)
 
     def _full_report(self, step: int) -> dict[str, Any]:
         probes = {name: self._evaluate(problems)[0].as_dict() for name, problems in self.task.probes.items()}
@@ -233,7 +225,7 @@ class TaskExperience:
         tokens = torch.cat([t.entropies for t in drawn])
         by_prompt: dict[int, set[str]] = {}
         for trajectory in drawn:
-            by_prompt.setdefault(trajectory.group, set()).add(self.decode(trajectory))
+            by_prompt.setdefault(trajectory.group, set()).add(self.writer.text(trajectory))
         extras: dict[str, Any] = {
             "probes": probes,
             "entropy": float(tokens.mean()),
@@ -267,8 +259,10 @@ class TaskExperience:
         cut: one that only the start keeps would make it infinite."""
         start, policy = copy.copy(start), copy.copy(self.policy)
         start.transform = policy.transform = Transform(policy.transform.temperature)
-        prompts = [TokenPrompt(p.uid, self.tokens(p.prompt)) for p in self._unrelated()]
-        trajectories = generate(start, prompts, 1, replace(self.sampling, max_new_tokens=32, stream=Stream.PROBE))
+        prompts = [TokenPrompt(p.uid, self.writer.tokens(p)) for p in self._unrelated()]
+        trajectories = self.writer.draw(
+            start, prompts, 1, replace(self.sampling, max_new_tokens=32, stream=Stream.PROBE)
+        )
         batch = make_batch([replace(t, rewards=torch.zeros(len(t))) for t in trajectories])
         now = policy.evaluate(batch.actions, batch.mask, batch.truncated, batch.inputs).log_probs
         return float(masked_mean(kl_k3(batch.behavior_log_probs, now), batch.mask))
@@ -296,7 +290,7 @@ class TaskExperience:
             "prompt_uid": trajectory.prompt_uid,
             "sample": trajectory.sample,
             "prompt": prompt if isinstance(prompt, str) else prompt[-1]["content"],
-            "completion": self.decode(trajectory),
+            "completion": self.writer.text(trajectory),
             "tokens": len(trajectory),
             "reward": None if trajectory.rewards is None else float(trajectory.rewards.sum()),
             "terminated": trajectory.terminated,

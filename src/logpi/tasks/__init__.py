@@ -14,6 +14,7 @@ from logpi.tasks.countdown import countdown
 from logpi.tasks.custom import custom
 from logpi.tasks.demonstrations import demonstrations
 from logpi.tasks.gsm8k import gsm8k
+from logpi.tasks.role_labelling import role_labelling
 from logpi.tasks.svamp import svamp
 from logpi.tasks.text import text
 from logpi.tasks.translation import translation
@@ -27,6 +28,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "custom": custom,
     "demonstrations": demonstrations,
     "gsm8k": gsm8k,
+    "role_labelling": role_labelling,
     "svamp": svamp,
     "text": text,
     "translation": translation,

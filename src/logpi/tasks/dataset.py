@@ -38,6 +38,17 @@ def name_of(source: Source) -> str:
     return os.fspath(source) if isinstance(source, str | os.PathLike) else "dataset"
 
 
+def place_of(source: Source, index: int) -> str:
+    """Return what errors call a row: ``file:line`` in JSON Lines, else the source and the row's number."""
+    name = name_of(source)
+    if not isinstance(source, str | os.PathLike) or ".jsonl" not in Path(source).suffixes:
+        return f"{name}: row {index}"
+    data = Path(source).expanduser().read_bytes()
+    text = (gzip.decompress(data) if Path(source).suffix == ".gz" else data).decode("utf-8-sig")
+    lines = [number for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    return f"{name}:{lines[index]}"
+
+
 def _rows_in_memory(source: Iterable[Mapping[str, Any]]) -> list[Row]:
     if isinstance(source, Mapping):
         keys = ", ".join(map(str, source))
