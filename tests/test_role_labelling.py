@@ -61,9 +61,9 @@ def column(spans, num_words):
 
 
 def score_columns(gold, predicted):
-    """Return (right, over-predicted, missed) of two columns, as srl-eval.pl goes about it: phrases in the order of words;
-    C-X goes into the newest X, which it makes longer, and becomes an X where there is none; an argument is right where
-    one with its ends has its type and, if it has parts, the same parts; V does not count."""
+    """Return (right, over-predicted, missed) of two columns, as srl-eval.pl goes about it: phrases in the order of
+    words; C-X goes into the newest X, which it makes longer, and becomes an X where there is none; an argument is
+    right where one with its ends has its type and, if it has parts, the same parts; V does not count."""
 
     def read(cells):
         newest, found, opened = {}, [], None
@@ -295,5 +295,5 @@ def test_other_bad_input(tmp_path):
     (tmp_path / "roles.jsonl").write_text('{"id": "a.01", "roles": [{"arg": "ARG0"}]}')
     with pytest.raises(InputError, match=r'roles.jsonl:1: the row has no "descr"'):
         task_of("spans", rolesets=str(tmp_path / "roles.jsonl"))
-    with pytest.raises(InputError, match='form="tag": no such form of role_labelling. Did you mean "tags"'):
+    with pytest.raises(InputError, match=r'form="tag": no such form of role_labelling\. Did you mean "tags"'):
         task_of("tag")

@@ -68,7 +68,7 @@ def load_encoder(
 @torch.no_grad()
 def _check(policy: Encoder, model: str) -> None:
     """Raise InputError for an encoder that can't mark a word, has no mask or no head that is known, or whose forward
-    does more than logpi computes: its logits on a short sentence differ from its own."""
+    does more than logpi computes: our logits of a short sentence differ from its own."""
     network = policy.network
     if policy.labels and getattr(network.config, "type_vocab_size", 0) < 2:
         raise InputError(f'model "{model}" has one token type alone, so no word can be marked; pick a BERT with two')
@@ -76,14 +76,14 @@ def _check(policy: Encoder, model: str) -> None:
         raise InputError(f'model "{model}": its tokenizer has no mask token; set mask_token')
     if policy.labels and not isinstance(getattr(network, "classifier", None), torch.nn.Linear):
         raise InputError(f'model "{model}": its head is no linear layer "classifier"; pick another encoder')
-    time = min(16, policy.context_length)
-    tokens = torch.arange(time) % network.config.vocab_size
+    tokens = torch.arange(min(16, policy.context_length)) % network.config.vocab_size
     network.set_attn_implementation("eager")
     with products_in(policy.dtype):
         theirs = network(input_ids=tokens[None]).logits[0]
     network.set_attn_implementation(attention.NAME)
     sentence = torch.stack([tokens, torch.zeros_like(tokens), torch.ones_like(tokens)], 1)
-    difference = float((policy.logits(policy.states([sentence])) - theirs).abs().max())
+    ours = policy.logits(policy.states([sentence, sentence.flip(0)]))[: len(tokens)]  # beside another one
+    difference = float((ours - theirs).abs().max())
     if not difference <= (0.5 if policy.dtype == torch.bfloat16 else 1e-3):
         raise InputError(
             f"model \"{model}\": logpi's logits differ from the model's own by {difference:.3g}; its forward does "

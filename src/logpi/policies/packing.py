@@ -102,11 +102,12 @@ class Packing:
 
     @classmethod
     def of_sentences(cls, lengths: Sequence[int]) -> Packing:
-        """Pack sentences of these lengths; every token may ask all of its sentence, and has a state of its own."""
+        """Pack sentences of these lengths; every token may ask all of its sentence, and has a state of its own. The
+        padding behind them is one more, so that no place goes without a query of its own: its gradient is 0."""
         starts = [0, *accumulate(lengths)]
-        spans = [Span(start, length) for start, length in zip(starts, lengths)]
         positions = torch.zeros(round_up(starts[-1] + 1, ROW_MULTIPLE), dtype=torch.long)
         positions[: starts[-1]] = torch.cat([torch.arange(length) for length in lengths])
+        spans = [Span(start, length) for start, length in zip(starts, [*lengths, len(positions) - starts[-1]])]
         blocks = [Block.of(few, len(positions) - 1, causal=False) for few in _alike(spans)]
         return cls(positions, torch.arange(starts[-1]), blocks)
 
