@@ -350,7 +350,7 @@ def test_encoders_that_do_something_else_are_refused(folder, tmp_path):
     with pytest.raises(InputError, match=r"Ann sold .* has \d+ tokens; the model's context is 128; shorten or remove"):
         policy.sentence(WORDS * 20)
     with pytest.raises(InputError, match=r"word 1, .* has no token; repair or remove the row"):
-        policy.sentence(["a", "\x00"])
+        policy.sentence(["a", "\u2028"])
 
 
 # --- runs ---------------------------------------------------------------------------------------------------------
