@@ -34,6 +34,7 @@ def algorithm_of(config: Config) -> Any:
             f'rollout.num_spare_prompts: algorithm "{row.name}" does not compare completions of one prompt, so '
             "groups of equal rewards have a gradient, and leaving them out loses it; set it to 0, or take rloo or dapo"
         )
+    _require_solutions(config, row)
     row = replace(row, kl=chosen.kl or row.kl, **chosen.terms())
     if config.rollout.exploration_epsilon and not row.reads_ratios:
         raise InputError(
@@ -42,6 +43,25 @@ def algorithm_of(config: Config) -> Any:
             "v_trace, or set it to 0"
         )
     return row
+
+
+def _require_solutions(config: Config, row: Any) -> None:
+    """Raise InputError unless completions begin with solutions where the row, and only where it, learns from them."""
+    given = config.rollout.solution_tokens
+    if row.uses_solutions and not given:
+        raise InputError(
+            f'algorithm "{row.name}" begins completions with the task\'s solutions: set rollout.solution_tokens, for '
+            "example to the tokens of a long one"
+        )
+    if row.uses_solutions and config.rollout.num_spare_prompts:
+        raise InputError(
+            f'rollout.num_spare_prompts: algorithm "{row.name}" learns from groups of equal rewards too; set it to 0'
+        )
+    if given and not row.uses_solutions:
+        raise InputError(
+            f'rollout.solution_tokens={given}: algorithm "{row.name}" would take the solution\'s tokens for its own; '
+            "take mixer, or set it to 0"
+        )
 
 
 def load_modules(files: Sequence[str]) -> None:
@@ -99,10 +119,10 @@ def _require_kind(config: Config, task: Any) -> None:
         raise InputError(f'policy.kind "encoder": task "{task.name}" has no labels to tag words with')
     if is_encoder and config.pretrain is not None and config.policy.model:
         raise InputError("policy.model: a new encoder has the shape of pretrain.shape; leave it out")
-    if is_encoder and algorithm_of(config).uses_values:
-        raise InputError(
-            f'algorithm "{config.algorithm.name}" needs a value function, and an encoder has none; pick rloo'
-        )
+    row = algorithm_of(config)
+    if is_encoder and (row.uses_values or row.uses_solutions):
+        needs = "a value function" if row.uses_values else "completions that begin with a solution"
+        raise InputError(f'algorithm "{row.name}" needs {needs}, and an encoder has none; pick rloo')
 
 
 def _require_turns(config: Config, task: Any) -> None:
@@ -110,8 +130,9 @@ def _require_turns(config: Config, task: Any) -> None:
     for name, field in type(config.reward).model_fields.items():
         if getattr(config.reward, name) != field.default:
             raise InputError(f'reward.{name}: the environment of task "{task.name}" gives the rewards; leave it out')
-    if config.algorithm.name == "remax":
-        raise InputError(f'algorithm "remax" compares single completions; task "{task.name}" has several turns')
+    if config.algorithm.name in ("remax", "mixer"):
+        name = config.algorithm.name
+        raise InputError(f'algorithm "{name}" is of single completions; task "{task.name}" has several turns')
 
 
 def environment_of(config: Config) -> Any:
@@ -131,10 +152,9 @@ def transform_of(config: Config) -> Any:
 
 def build(config: Config, task: Any = None, *, weights_from: Path | None = None) -> tuple[Any, Any, Any]:
     """Return (experience, policy, algorithm). The task is built, and so checked, before any weights load."""
-    from logpi.experience import EnvironmentExperience
-
     algorithm = algorithm_of(config)
     if config.environment is not None:
+        from logpi.control import EnvironmentExperience
         from logpi.policies.mlp import MLP
 
         environment = environment_of(config)
@@ -182,6 +202,7 @@ def _asked(config: Config, task: Any, policy: Any, algorithm: Any, start_policy:
     """Return the experience of a task whose prompts the policy completes, or whose environment it talks to."""
     from logpi.conversations import ConversationExperience
     from logpi.experience import TaskExperience
+    from logpi.supervised import beginnings
 
     rollout = config.rollout
     common = {
@@ -191,6 +212,7 @@ def _asked(config: Config, task: Any, policy: Any, algorithm: Any, start_policy:
         "max_completion_length": 0 if task.labels else rollout.max_completion_length,  # a label a word
         "max_rows": rollout.max_rows,
         "num_spare_prompts": rollout.num_spare_prompts,
+        "upsampling": rollout.upsampling,
     }
     if task.environment is not None:
         return ConversationExperience(policy, task, **common)
@@ -200,6 +222,9 @@ def _asked(config: Config, task: Any, policy: Any, algorithm: Any, start_policy:
         **common,
         reward=config.reward,
         greedy_baseline=algorithm.baseline == "greedy",
+        beginnings=beginnings(task.train, task, policy, rollout.solution_tokens, config.max_steps)
+        if algorithm.uses_solutions
+        else None,
         start_policy=start_policy,
     )
 

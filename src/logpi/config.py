@@ -12,12 +12,12 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from logpi.errors import InputError, did_you_mean
-from logpi.sections import CheckpointConfig, Lora, PretrainConfig, Section, SftConfig
+from logpi.sections import CheckpointConfig, Lora, PretrainConfig, RolloutConfig, Section, SftConfig
 
 # The algorithms that need more than one completion a prompt; the table itself needs torch, this module must not.
 COMPARE_WITHIN_GROUPS = (
     "reinforce_baseline", "rloo", "grpo", "dr_grpo", "dapo", "opo", "maxrl", "reinforce_pp_baseline", "gspo", "cispo",
-    "minimum_risk",
+    "minimum_risk", "mixer",
 )  # fmt: skip
 
 
@@ -48,24 +48,6 @@ class PolicyConfig(Section):
         fields, names = type(self).model_fields, names or ("temperature", "top_k", "top_p", "min_p")
         values = {name: getattr(self, name) for name in names}
         return ", ".join(f"policy.{n}={v}" for n, v in values.items() if v != fields[n].default)
-
-
-class RolloutConfig(Section):
-    """How experience is gathered."""
-
-    num_prompts: int = Field(default=8, ge=1)
-    """Different prompts a step (1 for an environment: its episodes are one group)."""
-    num_generations: int = Field(default=8, ge=1)
-    """Completions a prompt, or episodes a step."""
-    max_completion_length: int = Field(default=256, ge=1)
-    """Tokens; a longer completion is cut and counts as truncated."""
-    max_rows: int = Field(default=128, ge=8)
-    """Completions that are sampled side by side: memory, not results."""
-    num_spare_prompts: int = Field(default=0, ge=0)
-    """Further prompts of a step, each sampled only where a group's rewards are all equal, in its place (Yu et al. 2025:
-    dynamic sampling). With a centred advantage the gradient stays exact up to a constant."""
-    exploration_epsilon: float = Field(default=0.0, ge=0, lt=1)
-    """With this chance an environment's action is drawn uniformly, in training; needs importance weights."""
 
 
 class RewardConfig(Section):
@@ -242,9 +224,16 @@ class Config(Section):
                 f"rollout.exploration_epsilon={self.rollout.exploration_epsilon}: a token drawn uniformly from a whole "
                 "vocabulary spoils its text; set it to 0, and raise policy.temperature to explore"
             )
+        if self.rollout.upsampling and self.rollout.num_spare_prompts:
+            raise ValueError(
+                "rollout.upsampling weighs the prompts that it draws more often, and rollout.num_spare_prompts would "
+                "leave some of them out; set one of the two to 0"
+            )
         if self.environment is not None:
             for option, used in (
                 ("rollout.num_spare_prompts", self.rollout.num_spare_prompts),
+                ("rollout.upsampling", self.rollout.upsampling),
+                ("rollout.solution_tokens", self.rollout.solution_tokens),
                 ("reward.overlong_tokens", self.reward.overlong_tokens),
                 ('reward.truncated="exclude"', self.reward.truncated == "exclude"),
                 ('algorithm "remax"', self.algorithm.name == "remax"),

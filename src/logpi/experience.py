@@ -1,4 +1,4 @@
-"""Where a trainer's trajectories and rewards come from: a language task or an environment, behind one set of verbs."""
+"""Where a trainer's trajectories and rewards come from, behind one set of verbs; here: a language task's prompts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any, Protocol
 
 import torch
@@ -14,14 +13,15 @@ from torch import Tensor
 
 from logpi.config import RewardConfig
 from logpi.errors import InputError
-from logpi.evaluation import Evaluation, estimate, evaluate_problems
+from logpi.evaluation import Evaluation, evaluate_problems
 from logpi.losses import kl_k3
 from logpi.masking import masked_mean
 from logpi.policies.causal_lm import CausalLM
 from logpi.policies.encoder import Encoder
 from logpi.policies.token_log_probs import Transform
-from logpi.randomness import Stream, permutation
+from logpi.randomness import Stream
 from logpi.rollout.engine import Sampling, TokenPrompt
+from logpi.rollout.prompt_order import PromptOrder
 from logpi.tasks.base import Problem, Task
 from logpi.tasks.problems import columns_of
 from logpi.tasks.rewarding import as_completions, score
@@ -50,6 +50,7 @@ class Experience(Protocol):
     """What the trainer asks of a task or an environment."""
 
     draws: bool  # by the policy; False: the trajectories are given, demonstrations
+    order: PromptOrder | None  # of the prompts, where there are prompts to choose from
 
     def sample(self, step: int, policy_version: int, places: range) -> list[Trajectory]:
         """Sample the trajectories of these places of the step's plan: a pure function of seed, step and weights."""
@@ -77,18 +78,6 @@ class Experience(Protocol):
         ...
 
 
-@lru_cache(maxsize=2)
-def order_of_epoch(seed: int, epoch: int, size: int) -> Sequence[int]:
-    """Return the order in which problems are trained in an epoch: a pure function of seed and epoch."""
-    return permutation(seed, Stream.DATA_ORDER, size, epoch).tolist()
-
-
-def places_of_step(seed: int, step: int, count: int, size: int) -> list[int]:
-    """Return which `count` of `size` problems a step takes: the epochs' orders one after the other, cut into steps."""
-    positions = (divmod(position, size) for position in range(step * count, (step + 1) * count))
-    return [order_of_epoch(seed, epoch, size)[index] for epoch, index in positions]
-
-
 class TaskExperience:
     """Prompts of a task, completed by a causal LM or tagged by an encoder, scored by the task's rewards."""
 
@@ -107,25 +96,34 @@ class TaskExperience:
         reward: RewardConfig | None = None,
         num_spare_prompts: int = 0,
         greedy_baseline: bool = False,
+        upsampling: float = 0.0,
+        beginnings: Callable[[int, int], Tensor] | None = None,
         start_policy: Callable[[], CausalLM] | None = None,
     ):
         """`start_policy` loads the policy that training began with, to measure how far it went. `greedy_baseline` adds
-        each prompt's likeliest completion, to compare the others with."""
+        each prompt's likeliest completion, to compare the others with. `beginnings` returns the tokens that a prompt's
+        completions begin with, by uid and step: given, not drawn."""
         self.policy, self.task, self.seed, self.start_policy = policy, task, seed, start_policy
         self.writer = writer_of(policy)
         self.num_prompts, self.num_spare_prompts, self.num_generations = num_prompts, num_spare_prompts, num_generations
-        self.options, self.greedy_baseline = reward or RewardConfig(), greedy_baseline
+        self.options, self.greedy_baseline, self.beginnings = reward or RewardConfig(), greedy_baseline, beginnings
         self.sampling = Sampling(max_completion_length, seed, Stream.ROLLOUT, max_rows=max_rows)
         self.greedy = replace(self.sampling, stream=Stream.EVALUATION, greedy=True)
         self.problems = {problem.uid: problem for problem in task.train}
-        longest = max([*task.train, *task.heldout], key=lambda p: len(self.writer.tokens(p)))
-        self.check_length(longest)
+        self.order = PromptOrder(list(self.problems), seed, num_prompts + num_spare_prompts, upsampling)
+        for problems, is_trained in ((task.train, True), (task.heldout, False)):
+            self.check_length(max(problems, key=lambda p: len(self._begun_prompt(p, is_trained))), is_trained)
 
     # --- prompts and texts -------------------------------------------------------------------------------------
 
-    def check_length(self, problem: Problem) -> None:
+    def _begun_prompt(self, problem: Problem, is_trained: bool) -> Tensor:
+        """Return a prompt's tokens, and behind them what its completions begin with at the first step of training."""
+        tokens = self.writer.tokens(problem)
+        return torch.cat([tokens, self.beginnings(problem.uid, 0)]) if self.beginnings and is_trained else tokens
+
+    def check_length(self, problem: Problem, is_trained: bool = False) -> None:
         """Raise InputError where prompt and completion don't fit the model's context."""
-        num_tokens, limit = len(self.writer.tokens(problem)), self.policy.context_length
+        num_tokens, limit = len(self._begun_prompt(problem, is_trained)), self.policy.context_length
         if num_tokens + self.sampling.max_new_tokens > limit:
             raise InputError(
                 f"the prompt of row {problem.uid} has {num_tokens} tokens; with rollout.max_completion_length="
@@ -145,23 +143,27 @@ class TaskExperience:
 
     def plan(self, step: int) -> list[int]:
         """Return the uids of the step's problems, the spare ones behind the others."""
-        count = self.num_prompts + self.num_spare_prompts
-        return [self.task.train[i].uid for i in places_of_step(self.seed, step, count, len(self.task.train))]
+        return self.order.plan(step)
 
     def sample(self, step: int, policy_version: int, places: range) -> list[Trajectory]:
         plan = self.plan(step)
         seen = Counter(plan[: places.start])  # a problem that comes twice in a step gets other draws the second time
-        prompts = []
+        prompts, given = [], []
         for uid in plan[places.start : places.stop]:
             tokens = self.writer.tokens(self.problems[uid])
-            prompts.append(TokenPrompt(uid, tokens, first_sample=seen[uid] * self.num_generations))
+            given.append(self.beginnings(uid, step) if self.beginnings else tokens[:0])
+            first_sample = seen[uid] * self.num_generations
+            prompts.append(TokenPrompt(uid, torch.cat([tokens, given[-1]]), first_sample, len(given[-1])))
             seen[uid] += 1
         versions = {"step": step, "policy_version": policy_version}
         found = self.writer.draw(self.policy, prompts, self.num_generations, self.sampling, **versions)
         if self.greedy_baseline:
             likeliest = self.writer.draw(self.policy, prompts, 1, self.greedy, **versions)
             found += [replace(t, is_baseline=True) for t in likeliest]
-        return [replace(t, group=places.start + t.group) for t in found]
+        return [
+            replace(_begun(t, given[t.group]), group=places.start + t.group, weight=self.order.weight(t.prompt_uid))
+            for t in found
+        ]
 
     def reward(self, trajectories: list[Trajectory]) -> list[Trajectory]:
         sound = [t for t in trajectories if t.failure is None]
@@ -299,79 +301,23 @@ class TaskExperience:
         }
 
 
+def _begun(trajectory: Trajectory, given: Tensor) -> Trajectory:
+    """Return a completion that was drawn behind `given` tokens with those as its first actions."""
+    if not len(given):
+        return trajectory
+    nothing = torch.zeros(len(given))
+    return replace(
+        trajectory,
+        actions=torch.cat([given, trajectory.actions]),
+        behavior_log_probs=torch.cat([nothing, trajectory.behavior_log_probs]),
+        entropies=torch.cat([nothing, trajectory.entropies]),
+        inputs=trajectory.inputs[: -len(given)],
+        num_given=len(given),
+    )
+
+
 def _at_the_end(total: float, trajectory: Trajectory) -> Tensor:
     """Return per-action rewards that are 0 but for the last."""
     rewards = torch.zeros(len(trajectory), dtype=torch.float64)
     rewards[-1] = total
     return rewards
-
-
-class EnvironmentExperience:
-    """Episodes of a Gymnasium environment; its rewards come with the steps."""
-
-    draws = True
-
-    def __init__(
-        self,
-        policy: Any,
-        environment: Any,
-        *,
-        seed: int,
-        num_generations: int,
-        num_eval_episodes: int,
-        exploration_epsilon: float = 0.0,
-    ):
-        self.policy, self.environment, self.seed = policy, environment, seed
-        self.num_generations, self.num_eval_episodes = num_generations, num_eval_episodes
-        self.exploration_epsilon = exploration_epsilon
-
-    def sample(self, step: int, policy_version: int, places: range) -> list[Trajectory]:
-        from logpi.rollout.collect import collect
-
-        return collect(
-            self.policy,
-            self.environment,
-            num_episodes=self.num_generations,
-            seed=self.seed,
-            stream=Stream.ROLLOUT,
-            environment_stream=Stream.ENVIRONMENT,
-            step=step,
-            policy_version=policy_version,
-            exploration_epsilon=self.exploration_epsilon,
-        )
-
-    def plan(self, step: int) -> list[int]:
-        return [0]
-
-    def reward(self, trajectories: list[Trajectory]) -> list[Trajectory]:
-        return trajectories
-
-    def evaluate(self, step: int, *, full: bool = False) -> Evaluation:
-        """Mean return at fixed seeds, sampled and with the likeliest actions; the score is the lower one."""
-        from logpi.rollout.collect import evaluate_returns
-
-        metrics = {}
-        for name, deterministic in (("deterministic", True), ("stochastic", False)):
-            returns = evaluate_returns(
-                self.policy,
-                self.environment,
-                seed=0,
-                num_episodes=self.num_eval_episodes,
-                deterministic=deterministic,
-            )
-            metrics[name] = estimate(returns)
-        worst = min(metrics.values(), key=lambda m: m.score)
-        return Evaluation(worst.score, worst.low, worst.high, worst.n, metrics)
-
-    def before_and_after(self, record: Any) -> list[dict[str, Any]]:
-        """Episodes are numbers, not texts: nothing to show."""
-        return []
-
-    def show(self, trajectory: Trajectory) -> dict[str, Any]:
-        return {
-            "prompt_uid": trajectory.prompt_uid,
-            "sample": trajectory.sample,
-            "steps": len(trajectory),
-            "reward": None if trajectory.rewards is None else float(trajectory.rewards.sum()),
-            "terminated": trajectory.terminated,
-        }

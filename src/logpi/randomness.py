@@ -32,6 +32,7 @@ class Stream(IntEnum):
     PROBE = 7
     BOOTSTRAP = 8
     MASKING = 9
+    UPSAMPLING = 10
 
 
 def _multiply(a: np.ndarray, b: np.uint64) -> tuple[np.ndarray, np.ndarray]:

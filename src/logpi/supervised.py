@@ -21,12 +21,13 @@ from logpi.algorithms import Algorithm
 from logpi.batching import micro_batches
 from logpi.errors import InputError
 from logpi.evaluation import Estimate, Evaluation, estimate
-from logpi.experience import Experience, places_of_step
+from logpi.experience import Experience
 from logpi.masking import sum_over_time
 from logpi.policies.causal_lm import CausalLM
 from logpi.policies.chat import prompt_tokens, woven
 from logpi.policies.encoder import Encoder
 from logpi.rollout.masking import masked
+from logpi.rollout.prompt_order import places_of_step
 from logpi.tasks.base import Problem, Task
 from logpi.trajectory import OWN, Trajectory, make_batch
 
@@ -117,6 +118,24 @@ def solutions(problems: Sequence[Problem], task: Task, policy: CausalLM) -> list
     return found
 
 
+def beginnings(
+    problems: Sequence[Problem], task: Task, policy: CausalLM, num_tokens: int, max_steps: int
+) -> Callable[[int, int], Tensor]:
+    """Return what gives a problem's completions their first tokens, by uid and step: its solution's, `num_tokens` at
+    step 0 and in a line down to 0 at `max_steps`, but never the last one (Ranzato et al. 2016, MIXER). Raises
+    InputError as `solutions` does, and for a solution of several messages."""
+    found = {d.uid: d for d in solutions(problems, task, policy)}
+    for uid, demonstration in found.items():
+        if bool((demonstration.prompt == OWN).any()):
+            raise InputError(f'task "{task.name}": the solution of row {uid} has several messages; mixer begins one')
+
+    def first_tokens(uid: int, step: int) -> Tensor:
+        count = math.ceil(num_tokens * max(0, max_steps - step) / max_steps)
+        return found[uid].completion[:-1][:count]
+
+    return first_tokens
+
+
 def blocks(documents: Sequence[Problem], policy: CausalLM, block_size: int) -> list[Demonstration]:
     """Return the documents, each with the end token behind it, joined and cut into blocks of `block_size` tokens (the
     last one may be shorter). A block's prompt is the token before it, for the first one an end token: so every token is
@@ -161,6 +180,7 @@ class Demonstrations:
     """Trajectories that are given: the experience of a warm start."""
 
     draws = False
+    order = None
 
     def __init__(
         self,
