@@ -6,6 +6,7 @@ import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import models
 import pytest
@@ -33,8 +34,8 @@ from logpi.resume_proof import digests
 from logpi.rollout.engine import Sampling, TokenPrompt
 from logpi.rollout.masking import masked
 from logpi.rollout.tagging import tag
-from logpi.supervised import MAXIMUM_LIKELIHOOD, Demonstration, Hidden, pieces
-from logpi.tasks.base import Problem
+from logpi.supervised import MAXIMUM_LIKELIHOOD, Demonstration, Demonstrations, Hidden, pieces
+from logpi.tasks.base import Problem, Task
 from logpi.trajectory import make_batch
 
 WORDS = [
@@ -294,6 +295,17 @@ def test_masks_are_keyed_and_never_none():
     for uid in range(50):
         assert masked(torch.tensor([7]), 1, 50, seed=0, step=0, uid=uid)[1].tolist() == [True]
     assert Stream.MASKING == 9
+
+
+def test_each_step_masks_other_tokens_and_the_held_out_ones_stay():
+    piece = Hidden(3, torch.arange(40), mask_id=1, vocab_size=50, seed=0)
+    policy: Any = None
+    task = Task("text", [Problem(0, "a")], [Problem(1, "b")])
+    given = Demonstrations(policy, task, lambda _: [piece], seed=0, batch_size=1, micro_batch_tokens=100)
+    steps = [given.sample(step, 0, range(1))[0] for step in (0, 1, 1)]
+    assert not torch.equal(steps[0].inputs, steps[1].inputs) and torch.equal(steps[1].inputs, steps[2].inputs)
+    for t in steps:
+        assert torch.equal(t.actions, piece.tokens[t.inputs[:, 2] == 1]) and t.prompt_uid == 3
 
 
 def test_masked_tokens_have_hugging_faces_loss(tmp_path):

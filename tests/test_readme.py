@@ -19,6 +19,7 @@ from typing import get_args
 import models
 import pytest
 import test_camrest
+import test_role_labelling
 from pydantic import BaseModel
 
 import logpi
@@ -87,6 +88,7 @@ def workplace(tmp_path, monkeypatch):
     (tmp_path / "en-fr.train.tsv.gz").write_bytes(gzip.compress(pairs.encode()))
     held = json.dumps({"src": "Number 20.", "refs": ["Numéro 20.", "Nombre 20."]})
     (tmp_path / "en-fr.dev.jsonl.gz").write_bytes(gzip.compress(held.encode()))
+    test_role_labelling.write(tmp_path)
     Path(test_camrest.write(tmp_path, [test_camrest.DIALOGUE] * 300)).rename(tmp_path / "CamRest676.json.gz")
     monkeypatch.chdir(tmp_path)
     return tmp_path

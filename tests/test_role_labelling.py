@@ -39,6 +39,19 @@ def data() -> Path:
     return folder
 
 
+def write(folder):
+    """Write training and held-out sentences, compressed, and what roles mean."""
+    for name, ids in (("srl.train", range(40)), ("srl.dev", range(40, 44))):
+        rows = [
+            {**row, "id": f"{row['id']}-{i}", "text": f"{i} {' '.join(row['tokens'])}"}
+            for i in ids
+            for row in (SOLD, WAS)
+        ]
+        content = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"{name}.jsonl.gz").write_bytes(gzip.compress(content.encode()))
+    (folder / "rolesets.jsonl.gz").write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in ROLES).encode()))
+
+
 def task_of(form="tags", rows=(SOLD, WAS), **options):
     return make_task("role_labelling", data=list(rows), heldout=0, form=form, **{"min_count": 1, **options})
 
@@ -239,15 +252,23 @@ def test_hostile_and_half_right_completions(form, text, wanted):
 def test_a_predicate_without_arguments_pays_for_silence_alone():
     task = task_of()
     assert reward(task, task.train[2], "O O O O") == 1.0 and reward(task, task.train[2], "B-ARG1 O O O") == 0.0
+    written = task_of("spans")
+    assert [reward(written, written.train[2], text) for text in ("none", "", "nobody", "ARG1 0-0")] == [
+        1.0,
+        0.0,
+        0.0,
+        0.0,
+    ]
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_sentence_stays_on_one_side(data):
-    task = make_task("role_labelling", data=str(data / "dev.jsonl.gz"), heldout=0.3)
+def test_a_sentence_stays_on_one_side():
+    rows = [{**SOLD, "id": f"s{i}"} for i in range(40)]
+    task = make_task("role_labelling", data=rows, heldout=0.3)
     sides = [{p.columns["sentence"] for p in side} for side in (task.train, task.heldout)]
-    assert all(sides) and not sides[0] & sides[1]
+    assert all(sides) and not sides[0] & sides[1] and len(task.heldout) == 2 * len(sides[1])
 
 
 def changed(**changes):
