@@ -48,7 +48,7 @@ class Encoder:
 
     @property
     def module(self) -> Any:
-        """The network; a policy with an adapter would have it inside."""
+        """The network, by the name that every policy has for it."""
         return self.network
 
     # --- sentences ---------------------------------------------------------------------------------------------
