@@ -9,6 +9,7 @@ from pathlib import Path
 
 import test_camrest
 import test_poems
+import test_role_labelling
 import test_sentiment
 
 
@@ -31,6 +32,7 @@ def write(folder: Path) -> None:
         as_lines([{"text": f"The film has {n} scenes and one idea."} for n in range(260)])
     )
     test_poems.write(folder)
+    test_role_labelling.write(folder)
     (folder / "mails.jsonl").write_text(json.dumps(importlib.import_module("logpi.tasks.emails").SHOWN))
 
 

@@ -33,6 +33,7 @@ LEVELS = [
         "ledger",
         "alerts",
         "drift",
+        "writing",
     },
     {"exact", "experience", "control", "value_based", "metrics", "objective"},
     {"trainer", "supervised", "conversations"},

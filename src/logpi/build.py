@@ -108,8 +108,24 @@ def require_use(config: Config, task: Any) -> None:
         raise InputError(f'task "{task.name}" has no rewards to train on: it is for logpi {other}')
     if config.command == "sft" and is_text:
         raise InputError('task "text" has no completions to imitate: it is for logpi pretrain')
+    _require_kind(config, task)
     if config.command == "pretrain" and not is_text:
         raise InputError(f'task "{task.name}" is no text to read: logpi pretrain takes the task "text"')
+
+
+def _require_kind(config: Config, task: Any) -> None:
+    """Raise InputError where a task for a tagger meets another policy, or a tagger another task or algorithm."""
+    is_encoder = config.policy.kind == "encoder"
+    if task.labels and not is_encoder:
+        raise InputError(f'task "{task.name}" is for a tagger: set policy.kind = "encoder", or task.form = "spans"')
+    if is_encoder and config.command != "pretrain" and not task.labels:
+        raise InputError(f'policy.kind "encoder": task "{task.name}" has no labels to tag words with')
+    if is_encoder and config.pretrain is not None and config.policy.model:
+        raise InputError("policy.model: a new encoder has the shape of pretrain.shape; leave it out")
+    row = algorithm_of(config)
+    if is_encoder and (row.uses_values or row.uses_solutions):
+        needs = "a value function" if row.uses_values else "completions that begin with a solution"
+        raise InputError(f'algorithm "{row.name}" needs {needs}, and an encoder has none; pick rloo')
 
 
 def _require_turns(config: Config, task: Any) -> None:
@@ -155,22 +171,34 @@ def build(config: Config, task: Any = None, *, weights_from: Path | None = None)
             exploration_epsilon=config.rollout.exploration_epsilon,
         )
         return experience, policy, algorithm
+    task = task or task_of(config)
+    policy, load_start = _language_policy(config, task, algorithm, weights_from)
+    scored = config.demonstrated is None or bool((task.metrics or task.environment) and task.heldout)
+    asked = _asked(config, task, policy, algorithm, load_start) if scored else None
+    if config.demonstrated is not None:
+        return _demonstrations(config, policy, task, scoring=asked), policy, algorithm
+    return asked, policy, algorithm
+
+
+def _language_policy(config: Config, task: Any, algorithm: Any, weights_from: Path | None) -> tuple[Any, Any]:
+    """Return the policy of a task, and what loads the one that training begins with; None for a tagger."""
+    options = config.policy
+    start = str(options.model or weights_from)
+    common = {"dtype": options.dtype, "transform": transform_of(config)}
+    if options.kind == "encoder":
+        from logpi.policies.encoder_loading import load_encoder
+
+        return load_encoder(str(weights_from or start), task.labels, **common, seed=config.seed), None
     from logpi.policies.loading import load_causal_lm
 
-    task, options = task or task_of(config), config.policy
-    load = partial(load_causal_lm, dtype=options.dtype, transform=transform_of(config))
-    start = str(options.model or weights_from)  # what training begins with
-    policy = load(
+    policy = load_causal_lm(
         str(weights_from or start),
+        **common,
         lora=None if options.lora is None or weights_from else options.lora.model_dump(),
         value_head=algorithm.uses_values,
         seed=config.seed,
     )
-    scored = config.demonstrated is None or bool((task.metrics or task.environment) and task.heldout)
-    asked = _asked(config, task, policy, algorithm, partial(load, start)) if scored else None
-    if config.demonstrated is not None:
-        return _demonstrations(config, policy, task, scoring=asked), policy, algorithm
-    return asked, policy, algorithm
+    return policy, partial(load_causal_lm, start, **common)
 
 
 def _asked(config: Config, task: Any, policy: Any, algorithm: Any, start_policy: Any) -> Any:
@@ -184,7 +212,7 @@ def _asked(config: Config, task: Any, policy: Any, algorithm: Any, start_policy:
         "seed": config.seed,
         "num_prompts": rollout.num_prompts,
         "num_generations": rollout.num_generations,
-        "max_completion_length": rollout.max_completion_length,
+        "max_completion_length": 0 if task.labels else rollout.max_completion_length,  # a label a word
         "max_rows": rollout.max_rows,
         "num_spare_prompts": rollout.num_spare_prompts,
         "upsampling": rollout.upsampling,
@@ -206,16 +234,17 @@ def _asked(config: Config, task: Any, policy: Any, algorithm: Any, start_policy:
 
 def _demonstrations(config: Config, policy: Any, task: Any, scoring: Any) -> Any:
     """Return the experience of a warm start: the task's solutions, or its documents cut into blocks."""
-    from logpi.supervised import Demonstrations, blocks, solutions
+    from logpi import supervised
 
-    section = config.demonstrated
+    section, is_encoder = config.demonstrated, config.policy.kind == "encoder"
     assert section is not None
-    read = (
-        partial(solutions, task=task, policy=policy)
-        if config.pretrain is None
-        else partial(blocks, policy=policy, block_size=config.pretrain.block_size)
-    )
-    return Demonstrations(
+    if config.pretrain is None:
+        read = partial(supervised.taggings if is_encoder else supervised.solutions, task=task, policy=policy)
+    elif is_encoder:
+        read = partial(supervised.pieces, policy=policy, block_size=config.pretrain.block_size, seed=config.seed)
+    else:
+        read = partial(supervised.blocks, policy=policy, block_size=config.pretrain.block_size)
+    return supervised.Demonstrations(
         policy,
         task,
         read,
@@ -229,6 +258,7 @@ def _demonstrations(config: Config, policy: Any, task: Any, scoring: Any) -> Any
 def write_start(config: Config, task: Any, folder: Path) -> None:
     """Write the tokenizer and the new network that a run begins with, whole or not at all, once."""
     from logpi.policies.untrained import write_untrained
+    from logpi.policies.untrained_encoder import write_untrained_encoder
     from logpi.sections import Shape
     from logpi.storage import new_folder
 
@@ -237,17 +267,16 @@ def write_start(config: Config, task: Any, folder: Path) -> None:
     else:
         assert config.sft is not None and config.sft.new is not None
         options, context, shape = config.sft.new, config.sft.new.context_length, config.sft.new.shape
-    if not folder.exists():
-        with new_folder(folder) as temporary:
-            write_untrained(
-                temporary,
-                [text for problem in task.train for text in _texts(problem, task.solution)],
-                vocab_size=options.vocab_size,
-                context=context,
-                shape=shape.model_dump(),
-                like=config.policy.model,
-                seed=config.seed,
-            )
+    if folder.exists():
+        return
+    texts = [text for problem in task.train for text in _texts(problem, task.solution)]
+    common = {"vocab_size": options.vocab_size, "context": context, "shape": shape.model_dump(), "seed": config.seed}
+    with new_folder(folder) as temporary:
+        if config.policy.kind == "encoder":
+            sentences = [" ".join(problem.columns["words"]) for problem in task.train] if task.labels else texts
+            write_untrained_encoder(temporary, sentences, labels=task.labels, **common)
+        else:
+            write_untrained(temporary, texts, like=config.policy.model, **common)
 
 
 def _texts(problem: Any, solution: str) -> list[str]:

@@ -24,9 +24,10 @@ COMPARE_WITHIN_GROUPS = (
 class PolicyConfig(Section):
     """Who acts."""
 
-    kind: Literal["causal_lm", "mlp"] = "causal_lm"
+    kind: Literal["causal_lm", "encoder", "mlp"] = "causal_lm"
+    """encoder: a BERT that tags the words of a sentence, or predicts masked tokens."""
     model: str | None = None
-    """A folder, a hub id, "smollm2" or "smollm2-q4" (causal_lm only)."""
+    """A folder, a hub id, "smollm2" or "smollm2-q4" (not of an mlp)."""
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
     """Of the matrix products; weights stay float32 (float64 when asked). auto: bfloat16 where the processor has it."""
     temperature: float = Field(default=1.0, gt=0)
@@ -202,13 +203,15 @@ class Config(Section):
             raise ValueError("give either a task (language) or an environment (control), not both and not neither")
         if self.task is not None and "name" not in self.task:
             raise ValueError('task has no "name"')
-        if (self.policy.kind == "causal_lm") != (self.task is not None):
-            raise ValueError('policy.kind "causal_lm" goes with a task, "mlp" with an environment')
+        if (self.policy.kind == "mlp") != (self.environment is not None):
+            raise ValueError('policy.kind "causal_lm" and "encoder" go with a task, "mlp" with an environment')
         if self.policy.kind == "mlp" and self.policy.model:
             raise ValueError("policy.model names a language model: leave it out for an environment")
         if self.policy.kind == "mlp" and (changed := self.policy.transformed()):
             raise ValueError(f"{changed}: an mlp's actions are drawn from its softmax as it is; leave it out")
-        if self.policy.kind == "causal_lm" and not self.policy.model and not self.begins_anew:
+        if self.policy.kind == "encoder" and self.policy.lora is not None:
+            raise ValueError("policy.lora: an encoder is trained whole; leave it out")
+        if self.policy.kind != "mlp" and not self.policy.model and not self.begins_anew:
             raise ValueError('policy.model is missing: name a folder, a hub id or "smollm2-q4" (--model)')
         if self.demonstrated:
             self._check_demonstrated()

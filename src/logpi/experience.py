@@ -16,13 +16,15 @@ from logpi.errors import InputError
 from logpi.evaluation import Evaluation, evaluate_problems
 from logpi.policies.causal_lm import CausalLM
 from logpi.policies.chat import prompt_tokens
+from logpi.policies.encoder import Encoder
 from logpi.randomness import Stream
-from logpi.rollout.engine import Sampling, TokenPrompt, generate
+from logpi.rollout.engine import Sampling, TokenPrompt
 from logpi.rollout.prompt_order import PromptOrder
-from logpi.tasks.base import Problem, Prompt, Task
+from logpi.tasks.base import Problem, Task
 from logpi.tasks.problems import columns_of
 from logpi.tasks.rewarding import as_completions, score
 from logpi.trajectory import Trajectory
+from logpi.writing import writer_of
 
 
 class Experience(Protocol):
@@ -58,13 +60,13 @@ class Experience(Protocol):
 
 
 class TaskExperience:
-    """Prompts of a task, completed by a causal LM, scored by the task's rewards."""
+    """Prompts of a task, completed by a causal LM or tagged by an encoder, scored by the task's rewards."""
 
     draws = True
 
     def __init__(
         self,
-        policy: CausalLM,
+        policy: CausalLM | Encoder,
         task: Task,
         *,
         seed: int,
@@ -83,6 +85,7 @@ class TaskExperience:
         each prompt's likeliest completion, to compare the others with. `beginnings` returns the tokens that a prompt's
         completions begin with, by uid and step: given, not drawn."""
         self.policy, self.task, self.seed, self.start_policy = policy, task, seed, start_policy
+        self.writer = writer_of(policy)
         self.num_prompts, self.num_spare_prompts, self.num_generations = num_prompts, num_spare_prompts, num_generations
         self.options, self.greedy_baseline, self.beginnings = reward or RewardConfig(), greedy_baseline, beginnings
         self.sampling = Sampling(max_completion_length, seed, Stream.ROLLOUT, max_rows=max_rows)
@@ -94,13 +97,9 @@ class TaskExperience:
 
     # --- prompts and texts -------------------------------------------------------------------------------------
 
-    def tokens(self, prompt: Prompt) -> Tensor:
-        """Return a prompt's token ids; chat messages go through the tokenizer's template."""
-        return prompt_tokens(self.policy.tokenizer, prompt)
-
     def _begun_prompt(self, problem: Problem, is_trained: bool) -> Tensor:
         """Return a prompt's tokens, and behind them what its completions begin with at the first step of training."""
-        tokens = self.tokens(problem.prompt)
+        tokens = self.writer.tokens(problem)
         return torch.cat([tokens, self.beginnings(problem.uid, 0)]) if self.beginnings and is_trained else tokens
 
     def check_length(self, problem: Problem, is_trained: bool = False) -> None:
@@ -112,16 +111,10 @@ class TaskExperience:
                 f"{self.sampling.max_new_tokens} that is over the model's context of {limit}; shorten one of them"
             )
 
-    def decode(self, trajectory: Trajectory) -> str:
-        """Return a completion's text, without the token that ended it."""
-        tokens = trajectory.actions.tolist()
-        tokens = tokens[:-1] if trajectory.terminated else tokens
-        return self.policy.tokenizer.decode(tokens, skip_special_tokens=True)
-
     def complete(self, prompts: Sequence[Problem], sampling: Sampling, num_generations: int = 1) -> list[Trajectory]:
         """Complete problems outside of training."""
-        ready = [TokenPrompt(p.uid, self.tokens(p.prompt)) for p in prompts]
-        return generate(self.policy, ready, num_generations, sampling)
+        ready = [TokenPrompt(p.uid, self.writer.tokens(p)) for p in prompts]
+        return self.writer.draw(self.policy, ready, num_generations, sampling)
 
     def complete_greedily(self, problems: Sequence[Problem]) -> list[Trajectory]:
         """Take the likeliest token each time, one completion a problem."""
@@ -143,15 +136,15 @@ class TaskExperience:
         seen = Counter(plan[: places.start])  # a problem that comes twice in a step gets other draws the second time
         prompts, given = [], []
         for uid in plan[places.start : places.stop]:
-            tokens = self.tokens(self.problems[uid].prompt)
+            tokens = self.writer.tokens(self.problems[uid])
             given.append(self.beginnings(uid, step) if self.beginnings else tokens[:0])
             first_sample = seen[uid] * self.num_generations
             prompts.append(TokenPrompt(uid, torch.cat([tokens, given[-1]]), first_sample, len(given[-1])))
             seen[uid] += 1
         versions = {"step": step, "policy_version": policy_version}
-        found = generate(self.policy, prompts, self.num_generations, self.sampling, **versions)
+        found = self.writer.draw(self.policy, prompts, self.num_generations, self.sampling, **versions)
         if self.greedy_baseline:
-            likeliest = generate(self.policy, prompts, 1, self.greedy, **versions)
+            likeliest = self.writer.draw(self.policy, prompts, 1, self.greedy, **versions)
             found += [replace(t, is_baseline=True) for t in likeliest]
         return [
             replace(_begun(t, given[t.group]), group=places.start + t.group, weight=self.order.weight(t.prompt_uid))
@@ -162,7 +155,7 @@ class TaskExperience:
         sound = [t for t in trajectories if t.failure is None]
         problems = [self.problems[t.prompt_uid] for t in sound]
         prompts = [p.prompt for p in problems]
-        completions = as_completions(prompts, [self.decode(t) for t in sound])
+        completions = as_completions(prompts, [self.writer.text(t) for t in sound])
         ids = [t.actions.tolist() for t in sound]
         on_failure = self.options.on_failure
         scores = score(self.task.rewards, prompts, completions, ids, columns_of(problems), on_failure=on_failure)
@@ -217,7 +210,7 @@ class TaskExperience:
             problems,
             metrics,
             self.complete_heldout,
-            self.decode,
+            self.writer.text,
             self.options.on_failure,
             self.task.corpus_metrics,
             self.task.score,
@@ -230,7 +223,7 @@ class TaskExperience:
         tokens = torch.cat([t.entropies for t in drawn])
         by_prompt: dict[int, set[str]] = {}
         for trajectory in drawn:
-            by_prompt.setdefault(trajectory.group, set()).add(self.decode(trajectory))
+            by_prompt.setdefault(trajectory.group, set()).add(self.writer.text(trajectory))
         extras: dict[str, Any] = {
             "probes": probes,
             "entropy": float(tokens.mean()),
@@ -238,8 +231,10 @@ class TaskExperience:
         }
         if step == 0:
             extras["few_shot"] = {str(n): self._few_shot(n) for n in (2, 4) if n <= len(self.task.examples)}
-            return extras | kl_from_start(self.policy, self.policy, drawn)
-        if self.start_policy is not None:
+            return extras | (
+                kl_from_start(self.policy, self.policy, drawn) if isinstance(self.policy, CausalLM) else {}
+            )
+        if self.start_policy is not None and isinstance(self.policy, CausalLM):
             start = self.start_policy()
             extras["kl_to_start"] = kl_to_start(start, self.policy, self._unrelated(), probe)
             extras |= kl_from_start(start, self.policy, drawn)
@@ -259,7 +254,10 @@ class TaskExperience:
 
     def _unrelated(self) -> list[Tensor]:
         chat = isinstance(self.task.heldout[0].prompt, list)
-        return [self.tokens([{"role": "user", "content": text}] if chat else text) for text in UNRELATED]
+        return [
+            prompt_tokens(self.policy.tokenizer, [{"role": "user", "content": text}] if chat else text)
+            for text in UNRELATED
+        ]
 
     def before_and_after(self, record: Any) -> list[dict[str, Any]]:
         """Return held-out samples of the first and the last evaluation side by side, failures among them."""
@@ -284,7 +282,7 @@ class TaskExperience:
             "prompt_uid": trajectory.prompt_uid,
             "sample": trajectory.sample,
             "prompt": prompt if isinstance(prompt, str) else prompt[-1]["content"],
-            "completion": self.decode(trajectory),
+            "completion": self.writer.text(trajectory),
             "tokens": len(trajectory),
             "reward": None if trajectory.rewards is None else float(trajectory.rewards.sum()),
             "terminated": trajectory.terminated,

@@ -47,12 +47,12 @@ def smoke(config: Config) -> dict[str, Any]:
     }
     if config.environment is not None:
         return small
-    from logpi.policies.model_folder import TINY
+    from logpi.policies.model_folder import TINY, TINY_ENCODER
     from logpi.policies.untrained import TINY_SHAPE
 
     small["rollout"] = {"max_completion_length": 8}
     if config.policy.model:
-        small["policy"] = {"model": TINY}
+        small["policy"] = {"model": TINY_ENCODER if config.policy.kind == "encoder" else TINY}
     if config.sft is not None:
         shape = {} if config.sft.new is None else {"new": {"shape": TINY_SHAPE}}
         return merge(small, {"sft": {"batch_size": 2, **shape}})

@@ -31,6 +31,7 @@ class Stream(IntEnum):
     EVALUATION_ENVIRONMENT = 6
     PROBE = 7
     BOOTSTRAP = 8
+    MASKING = 9
     UPSAMPLING = 10
 
 

@@ -53,7 +53,7 @@ class CheckpointConfig(Section):
 
 
 class Shape(Section):
-    """Of a new network: a Llama with tied embeddings."""
+    """Of a new network: a Llama with tied embeddings, or as an encoder a BERT with rotary positions."""
 
     hidden_size: int = Field(default=128, ge=8)
     intermediate_size: int = Field(default=384, ge=8)
@@ -90,12 +90,13 @@ class SftConfig(Section):
 
 
 class PretrainConfig(Section):
-    """Next-token prediction on the task's text, by a new network with a new tokenizer."""
+    """Next-token prediction on the task's text, or that of masked tokens (policy.kind "encoder"), by a new network with
+    a new tokenizer."""
 
     batch_size: int = Field(default=16, ge=1)
     """Blocks of text a step."""
     block_size: int = Field(default=256, ge=8)
-    """Tokens a block; it is the new network's context."""
+    """Tokens a block; it is the new network's context. With masked tokens a document's own blocks: none is joined."""
     vocab_size: int = Field(default=1024, ge=BYTES + NUM_SPECIAL_TOKENS)
     """Of the new tokenizer, byte-level BPE: 260 is bytes alone, each further token merges two."""
     shape: Shape | None = None

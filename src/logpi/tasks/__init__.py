@@ -17,6 +17,7 @@ from logpi.tasks.emails import emails
 from logpi.tasks.gsm8k import gsm8k
 from logpi.tasks.quatrains import quatrains
 from logpi.tasks.reasoning_gym import reasoning_gym
+from logpi.tasks.role_labelling import role_labelling
 from logpi.tasks.sentiment import sentiment
 from logpi.tasks.sonnets import sonnets
 from logpi.tasks.svamp import svamp
@@ -37,6 +38,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "quatrains": quatrains,
     "sentiment": sentiment,
     "sonnets": sonnets,
+    "role_labelling": role_labelling,
     "svamp": svamp,
     "text": text,
     "translation": translation,

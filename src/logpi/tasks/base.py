@@ -60,6 +60,9 @@ class Task:
     `solution` is the column with a completion to imitate, for supervised fine-tuning: text, or the messages of a
     conversation that goes on from the prompt.
 
+    A task for a tagger has `labels`, what a word can be tagged with. Its problems have columns `words`, a list, and
+    `marked`, the index of the word that is asked about; a completion is a label for each word, with spaces between.
+
     A task of several turns has an `environment`, which makes the other side of an episode (`environments.multi_turn`)
     and gives the rewards in place of `rewards` and `metrics`; the policy writes at most `max_turns` messages. At
     evaluations `compare(texts, recorded)` sets greedy replies to a held-out problem's `replies` against recorded ones,
@@ -74,6 +77,7 @@ class Task:
     probes: Mapping[str, Sequence[Problem]] = field(default_factory=dict)
     examples: Sequence[tuple[str, str]] = ()
     solution: str = "completion"
+    labels: Sequence[str] = ()
     environment: Callable[[], Any] | None = None
     max_turns: int = 1
     replies: Callable[[Problem], Sequence[Problem]] | None = None

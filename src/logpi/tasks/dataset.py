@@ -46,6 +46,17 @@ def name_of(source: Source) -> str:
     return os.fspath(source) if isinstance(source, str | os.PathLike) else "dataset"
 
 
+def place_of(source: Source, index: int) -> str:
+    """Return what errors call a row: ``file:line`` in JSON Lines, else the source and the row's number."""
+    name = name_of(source)
+    if not isinstance(source, str | os.PathLike) or ".jsonl" not in Path(source).suffixes:
+        return f"{name}: row {index}"
+    data = Path(source).expanduser().read_bytes()
+    text = (gzip.decompress(data) if Path(source).suffix == ".gz" else data).decode("utf-8-sig")
+    lines = [number for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    return f"{name}:{lines[index]}"
+
+
 def _rows_in_memory(source: Iterable[Mapping[str, Any]]) -> list[Row]:
     if isinstance(source, Mapping):
         keys = ", ".join(map(str, source))
@@ -148,11 +159,11 @@ def _rows_of_txt(text: str, path: Path) -> list[Row]:
 
 
 def _rows_of_pos(text: str, path: Path) -> list[Row]:
-    return [{"text": line.strip(), "label": 1} for line in text.split("\n") if line.strip()]
+    return [Row(text=line.strip(), label=1) for line in text.split("\n") if line.strip()]
 
 
 def _rows_of_neg(text: str, path: Path) -> list[Row]:
-    return [{**row, "label": 0} for row in _rows_of_pos(text, path)]
+    return [Row(row, label=0) for row in _rows_of_pos(text, path)]
 
 
 def _rows_of_parquet(path: Path) -> list[Row]:
