@@ -266,4 +266,4 @@ def made_up(seed: int, index: int) -> Row:
         "amount": f"{draw.randint(2, 90) * 10} euros",
     }
     facts = {label: values[label] for label in OCCASIONS[occasion]}
-    return {"sender": sender, "recipient": recipient, "occasion": occasion, "facts": facts}
+    return Row(sender=sender, recipient=recipient, occasion=occasion, facts=facts)
