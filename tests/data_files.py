@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib
 import json
 from pathlib import Path
 
@@ -30,6 +31,7 @@ def write(folder: Path) -> None:
         as_lines([{"text": f"The film has {n} scenes and one idea."} for n in range(260)])
     )
     test_poems.write(folder)
+    (folder / "mails.jsonl").write_text(json.dumps(importlib.import_module("logpi.tasks.emails").SHOWN))
 
 
 def as_lines(rows: list[dict]) -> str:

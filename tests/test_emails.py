@@ -67,6 +67,9 @@ HOSTILE = {
     "the prompt": PROMPT,
     "the list": GREETING + "- item: the winter coats\n- amount: 160 euros\n- day: 13 January" + CLOSING,
     "the list without bullets": GREETING + "item: the winter coats.\namount: 160 euros.\nday: 13 January." + CLOSING,
+    "a list of sentences": GREETING
+    + "- We send you the winter coats soon.\n- They cost you 160 euros in all.\n* Please pay us by 13 January."
+    + CLOSING,
     "a numbered list": GREETING + "1. the winter coats.\n2. 160 euros.\n3. 13 January." + CLOSING,
     "facts and nothing else": GREETING + "The winter coats. 160 euros. 13 January." + CLOSING,
     "facts in a row": GREETING + "the winter coats, 160 euros, 13 January are to be said." + CLOSING,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import re
 import runpy
@@ -25,6 +26,8 @@ from logpi import api, cli
 from logpi.algorithms import ALGORITHMS
 from logpi.config import Config, make_config, merge
 from logpi.tasks import TASKS, python_tests
+
+emails = importlib.import_module("logpi.tasks.emails")  # the package calls its function by this name
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", "CONTRIBUTING.md", "ARCHITECTURE.md", "CHANGELOG.md", "LOG.md"]
@@ -192,6 +195,9 @@ def test_every_configuration_is_one_and_can_be_built(page, content, workplace, t
 @pytest.mark.parametrize(("page", "content"), of_language("jsonl"))
 def test_shown_data_is_that_of_the_example(page, content):
     shown = [json.loads(line) for line in content.splitlines()]
+    if "facts" in shown[0]:
+        assert shown == [emails.SHOWN]
+        return
     if "tests" in shown[0]:
         assert [len(python_tests.parsed(row["tests"], 0)) for row in shown] == [2, 1]
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib
 import json
 import math
 from itertools import pairwise
@@ -99,6 +100,19 @@ def test_both_classifiers_are_right_on_what_they_have_not_read(data):
     for metric in task.metrics[1:]:
         right = np.asarray(metric.function(completions=texts)) == labels
         assert 0.74 < right.mean() < 0.95, metric.name  # half of them it has read
+
+
+def test_reward_and_judge_read_disjoint_halves(monkeypatch):
+    task = importlib.import_module("logpi.tasks.sentiment")  # the package calls its function by this name
+    read = {}
+    for name, fit in (("fit_words", fit_words), ("fit_characters", fit_characters)):
+        monkeypatch.setattr(
+            task, name, lambda texts, labels, n=name, f=fit: read.update({n: set(texts)}) or f(texts, labels)
+        )
+    make_task("sentiment", data=[{"text": "one two three four five six"}], labelled=labelled(), heldout=0)
+    assert not read["fit_words"] & read["fit_characters"]
+    assert read["fit_words"] | read["fit_characters"] == {row["text"] for row in labelled()}
+    assert min(map(len, read.values())) > 30
 
 
 # --- the reward ---------------------------------------------------------------------------------------------------
