@@ -158,12 +158,14 @@ def _rows_of_txt(text: str, path: Path) -> list[Row]:
     return [Row(text=text)] if text.strip() else []
 
 
-def _rows_of_pos(text: str, path: Path) -> list[Row]:
-    return [Row(text=line.strip(), label=1) for line in text.split("\n") if line.strip()]
+def _rows_of_pos(text: str, path: Path, label: int = 1) -> Iterator[Row]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield _checked({"text": line.strip(), "label": label}, f"{path}:{number}: the row", number)
 
 
-def _rows_of_neg(text: str, path: Path) -> list[Row]:
-    return [Row(row, label=0) for row in _rows_of_pos(text, path)]
+def _rows_of_neg(text: str, path: Path) -> Iterator[Row]:
+    return _rows_of_pos(text, path, label=0)
 
 
 def _rows_of_parquet(path: Path) -> list[Row]:
