@@ -41,7 +41,7 @@ def objective_of(config: Config) -> dict[str, Any]:
 
 def dry_run(config: Config) -> dict[str, Any]:
     """Return what a run would do, before weights load: configuration, objective, a prompt as tokens, the rewards on a
-    completion made up for the purpose, the memory that the weights, the gradient and the optimiser need."""
+    completion made up for the purpose, the memory that it will need."""
     out: dict[str, Any] = {"config": config.plain(), **objective_of(config)}
     if config.environment is not None:
         environment = environment_of(config)
@@ -49,6 +49,7 @@ def dry_run(config: Config) -> dict[str, Any]:
     from logpi.evaluation import check_rewards
     from logpi.policies import loading
     from logpi.policies.chat import prompt_tokens
+    from logpi.policies.memory import Work, memory_estimate
     from logpi.policies.model_folder import find
 
     task = task_of(config)
@@ -70,7 +71,7 @@ def dry_run(config: Config) -> dict[str, Any]:
         "prompt": tokenizer.decode(tokens),
         "prompt_tokens": tokenizer.convert_ids_to_tokens(tokens),
         "reward_check": {"completion": "1", **check_rewards(task, config.reward.on_failure)},
-        "memory": loading.memory_estimate(model_config, config, len(tokens)),
+        "memory": memory_estimate(model_config, Work.of(config, len(tokens))),
     }
 
 

@@ -151,31 +151,3 @@ def weights_hash(policy: CausalLM) -> str:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
-def memory_estimate(model_config: Any, run: Any, prompt_length: int) -> dict[str, int]:
-    """Return bytes by purpose, from shapes alone: weights, sampling weights, gradient, optimiser, cache."""
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        module = AutoModelForCausalLM.from_config(model_config)
-    num_parameters = sum(p.numel() for p in module.parameters())
-    head_width = getattr(model_config, "head_dim", None) or model_config.hidden_size // model_config.num_attention_heads
-    key_heads = getattr(model_config, "num_key_value_heads", None) or model_config.num_attention_heads
-    bf16 = resolve_dtype(run.policy.dtype) == torch.bfloat16
-    trained = num_parameters
-    if run.policy.lora is not None:
-        layers = [m for m in module.modules() if isinstance(m, torch.nn.Linear)]
-        trained = sum(run.policy.lora.r * (layer.in_features + layer.out_features) for layer in layers)
-    rows = min(run.rollout.max_rows, run.rollout.num_prompts * run.rollout.num_generations)
-    keys = attention.round_up(prompt_length + run.rollout.max_completion_length, attention.KEY_MULTIPLE)
-    cache = 2 * model_config.num_hidden_layers * rows * keys * key_heads * head_width * (2 if bf16 else 4)
-    sampling = 2 * num_parameters if bf16 else 4 * num_parameters * (run.policy.lora is not None)
-    parts = {
-        "weights": 4 * num_parameters,
-        "sampling_weights": sampling,
-        "gradient": 4 * trained,
-        "optimiser": 8 * trained,
-        "cache": cache,
-    }
-    return {**parts, "total": sum(parts.values())}

@@ -1,0 +1,102 @@
+"""What a run of a language model will hold in memory, from shapes alone, before weights load."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from logpi.device import resolve_dtype
+from logpi.policies.attention import KEY_MULTIPLE, round_up
+from logpi.policies.token_log_probs import CHUNK_BYTES
+
+PROCESS = 400 * 10**6  # Python, torch, transformers and what they load
+
+
+@dataclass(frozen=True)
+class Work:
+    """What decides how much memory a run needs, besides its model."""
+
+    dtype: torch.dtype  # of products
+    rows: int  # completions side by side
+    prompt_length: int
+    completion_length: int
+    micro_batch_tokens: int
+    lora_rank: int | None = None
+    has_reference: bool = False
+
+    @classmethod
+    def of(cls, run: Any, prompt_length: int) -> Work:
+        """Take it from a run's configuration and the length of a prompt."""
+        return cls(
+            resolve_dtype(run.policy.dtype),
+            min(run.rollout.max_rows, run.rollout.num_prompts * run.rollout.num_generations),
+            prompt_length,
+            run.rollout.max_completion_length,
+            run.learner.micro_batch_tokens,
+            None if run.policy.lora is None else run.policy.lora.r,
+            bool(run.algorithm.beta),
+        )
+
+
+def memory_estimate(model_config: Any, work: Work) -> dict[str, int]:
+    """Return bytes by purpose and their total at the peak: what stays, and the larger of sampling and gradient."""
+    from transformers import AutoModelForCausalLM
+
+    config = model_config.get_text_config()
+    with torch.device("meta"):
+        module = AutoModelForCausalLM.from_config(model_config)
+    width = 8 if work.dtype == torch.float64 else 4
+    num_parameters = sum(p.numel() for p in module.parameters())
+    layers = [m for m in module.modules() if isinstance(m, torch.nn.Linear)]
+    products = sum(layer.weight.numel() for layer in layers)
+    trained = num_parameters
+    if work.lora_rank is not None:
+        trained = sum(work.lora_rank * (layer.in_features + layer.out_features) for layer in layers)
+    is_bf16 = work.dtype == torch.bfloat16
+    own = 2 * 2 * products if is_bf16 else width * products * (work.lora_rank is not None)  # bf16: in two layouts
+    logits = (2 if is_bf16 else width) * config.vocab_size
+    parts = {
+        "process": PROCESS,
+        "weights": width * num_parameters,
+        "sampling_weights": own,
+        "reference": width * num_parameters if work.has_reference and work.lora_rank is None else 0,
+        "optimiser": 2 * width * trained,
+        "gradient": width * trained,
+        "activations": work.micro_batch_tokens * _of_a_token(config, work),
+        "logits": min(work.micro_batch_tokens * logits, CHUNK_BYTES),
+        "cache": _cache(config, work) + work.rows * logits,
+    }
+    stays = sum(parts[name] for name in ("process", "weights", "sampling_weights", "reference", "optimiser"))
+    learning = sum(parts[name] for name in ("gradient", "activations", "logits"))
+    return {**parts, "total": stays + max(learning, parts["cache"])}
+
+
+def _heads(config: Any) -> tuple[int, int, int]:
+    """Return heads, key heads and a head's width."""
+    heads = config.num_attention_heads
+    return (
+        heads,
+        getattr(config, "num_key_value_heads", None) or heads,
+        getattr(config, "head_dim", None) or config.hidden_size // heads,
+    )
+
+
+def _cache(config: Any, work: Work) -> int:
+    _, key_heads, width = _heads(config)
+    keys = round_up(work.prompt_length + work.completion_length, KEY_MULTIPLE)
+    size = {torch.bfloat16: 2, torch.float64: 8}.get(work.dtype, 4)
+    return 2 * config.num_hidden_layers * work.rows * keys * key_heads * width * size
+
+
+def _of_a_token(config: Any, work: Work) -> int:
+    """Return the bytes that a token leaves between forward and backward, for a Llama-shaped trunk: of each layer the
+    two norms' inputs in fp32 and outputs, queries, keys and values before and after rotation, what attention gives,
+    gate, up and their product."""
+    heads, key_heads, width = _heads(config)
+    hidden, query, key = config.hidden_size, heads * width, key_heads * width
+    inner = getattr(config, "intermediate_size", None) or 4 * hidden
+    size = {torch.bfloat16: 2, torch.float64: 8}.get(work.dtype, 4)
+    wide = max(size, 4)
+    return config.num_hidden_layers * (2 * (wide + size) * hidden + size * (4 * query + 3 * key + 3 * inner))
