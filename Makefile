@@ -29,6 +29,7 @@ bench: $(VENV)/.installed  # sampling and training steps beside transformers, TR
 	$(BIN)/python benchmarks/generation.py $(if $(VLLM),--vllm $(VLLM))
 	$(BIN)/python benchmarks/step.py $(TRL)
 	$(BIN)/python benchmarks/step.py $(TRL) --padding 160
+	$(if $(TRL),$(BIN)/python benchmarks/cartpole.py --sb3 $(JUDGES)/bin/python)
 
 bench-quick: $(VENV)/.installed  # two sizes, one round, no peers but transformers
 	$(BIN)/python benchmarks/generation.py --rounds 1 --batches 8,64
@@ -57,7 +58,7 @@ $(VENV)/.installed: $(VENV)/.made pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.installed
-	$(PIP) -e ".[gguf,lora,data,rewards,sandbox]" --group dev
+	$(PIP) -e ".[gguf,lora,data,rewards,poems,sandbox]" --group dev
 	touch $@
 
 $(JUDGES)/.installed: tests/judges/requirements.txt pyproject.toml constraints.txt

@@ -51,6 +51,8 @@ def asked(estimator, mask):
     data = {
         "actions": torch.randint(3, mask.shape, generator=draws) * mask,
         "log_probs": -torch.rand(mask.shape, generator=draws, dtype=torch.float64) * mask,
+        "given": (torch.arange(mask.shape[1]) < 2).expand(mask.shape) & mask,
+        "turns": torch.tensor([0, 0, 1, 1, 2]).expand(mask.shape) * mask,
         "log_ratios": torch.randn(mask.shape, generator=draws, dtype=torch.float64) * mask,
     }
     return {name: value for name, value in data.items() if name in inspect.signature(estimator).parameters}
@@ -75,9 +77,10 @@ def test_advantages_are_detached_zero_on_padding_and_blind_to_what_padding_holds
     )
     assert not clean.requires_grad
     assert clean.shape == mask.shape and (clean[~mask] == 0).all() and clean[mask].abs().min() > 0
+    rubbish = {n: NAN if d.is_floating_point() else True if d.dtype == torch.bool else -7 for n, d in data.items()}
     dirty = estimator(
         rewards.detach().masked_fill(~mask, NAN), mask, group, values.detach().masked_fill(~mask, NAN), final_values,
-        **{n: d.masked_fill(~mask, NAN if d.is_floating_point() else -7) for n, d in data.items()},
+        **{n: d.masked_fill(~mask, rubbish[n]) for n, d in data.items()},
     )  # fmt: skip
     assert torch.equal(dirty, clean)
 
@@ -200,6 +203,27 @@ def test_generalised_advantage_by_double_loop(gamma, gae_lambda):
         for t in range(n):
             expected = sum((gamma * gae_lambda) ** (k - t) * deltas[k] for k in range(t, n))
             assert float(advantages[i, t]) == pytest.approx(expected, rel=1e-11, abs=1e-13)
+
+
+@pytest.mark.parametrize(("gamma", "gae_lambda"), [(1.0, 0.95), (0.9, 0.5), (0.7, 1.0), (0.8, 0.0)])
+def test_generalised_advantage_by_turn_by_loops(gamma, gae_lambda):
+    """Over the sums and the first values of turns of different lengths, as if each were one action."""
+    rewards, mask, group, values, final_values = ragged()
+    turns = torch.tensor([[0, 0, 1, 1, 1], [0, 1, 1, 2, 3]] * 4)
+    options = {"turns": turns, "gamma": gamma, "gae_lambda": gae_lambda}
+    found = estimators.generalised_advantage_by_turn(rewards, mask, group, values, final_values, **options)
+    targets = estimators.turn_targets(rewards, mask, group, values, final_values, **options)
+    for i, length in enumerate(mask.sum(1).tolist()):
+        own = [[t for t in range(length) if turns[i, t] == k] for k in range(int(turns[i, length - 1]) + 1)]
+        v = [float(values[i, ts[0]]) for ts in own] + [float(final_values[i])]
+        r = [sum(float(rewards[i, t]) for t in ts) for ts in own]
+        for k, ts in enumerate(own):
+            expected = sum(
+                (gamma * gae_lambda) ** (j - k) * (r[j] + gamma * v[j + 1] - v[j]) for j in range(k, len(own))
+            )
+            for t in ts:
+                assert float(found[i, t]) == pytest.approx(expected, abs=1e-12)
+                assert float(targets[i, t]) == pytest.approx(expected + v[k], abs=1e-12)
 
 
 def test_generalised_advantage_at_both_ends_of_lambda():

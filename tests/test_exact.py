@@ -22,7 +22,8 @@ from logpi.exact import TabularPolicy, baselines, measure, tabular, verdict
 from logpi.learner import Learner
 from logpi.trajectory import make_batch
 
-EXACT_ROWS = {"reinforce", "reinforce_to_go", "reinforce_baseline", "reinforce_moving", "remax", "rloo", "opo"}
+EXACT_ROWS = {"reinforce", "reinforce_to_go", "reinforce_baseline", "reinforce_moving", "remax", "rloo", "opo", "mixer"}
+BY_VALUE = ("ppo", "a2c", "v_trace", "ppo_by_turn")
 OWN = Path(__file__).parents[1] / "examples" / "own_algorithm.py"
 
 # --- in NumPy, from the formulas alone ------------------------------------------------------------------------------
@@ -42,6 +43,7 @@ def by_hand(name, returns, to_go, lengths, values, members, log_probs, greedy):
         "reinforce_moving": lambda i: returns[i] - 0.7,
         "remax": lambda i: returns[i] - greedy,
         "rloo": lambda i: returns[i] - others[i],
+        "mixer": lambda i: np.where(np.arange(lengths[i]) == 0, 1.0, returns[i] - others[i]),  # the first is given
         "grpo": lambda i: 0.0 if spread == 0 else (returns[i] - mean) / (spread + 1e-4),
         "dr_grpo": lambda i: returns[i] - mean,
         "opo": lambda i: returns[i] - (lengths @ returns - lengths[i] * returns[i]) / (lengths.sum() - lengths[i]),
@@ -66,15 +68,16 @@ def by_hand(name, returns, to_go, lengths, values, members, log_probs, greedy):
         q = np.exp(0.005 * log_probs) / [members.count(m) for m in members]
         q /= q.sum()
         advantages = [np.full(n, 0.005 * g * q[i] * (returns[i] - q @ returns)) for i, n in enumerate(lengths)]
-    elif name in ("ppo", "a2c", "v_trace"):
+    elif name in BY_VALUE:
         advantages = values  # the value rows' own, see below
     else:
-        advantages = [np.full(n, each[name](i)) for i, n in enumerate(lengths)]
+        advantages = [np.full(n, 1.0) * each[name](i) for i, n in enumerate(lengths)]
     weight = {
         "grpo": lambda n: 1 / (g * n), "gspo": lambda n: 1 / (g * n), "dr_grpo": lambda n: 1 / (g * 256.0),
         "cispo": lambda n: 1 / lengths.sum(), "reinforce_pp": lambda n: 1 / lengths.sum(),
         "dapo": lambda n: 1 / lengths.sum(),
         "reinforce_pp_baseline": lambda n: 1 / lengths.sum(), "ppo": lambda n: 1 / lengths.sum(),
+        "ppo_by_turn": lambda n: 1 / lengths.sum(),
         "a2c": lambda n: 1 / lengths.sum(), "v_trace": lambda n: 1 / lengths.sum(),
     }.get(name, lambda n: 1 / g)  # fmt: skip
     return advantages, [np.full(n, weight(n)) for n in lengths]
@@ -91,6 +94,15 @@ def in_numpy(name: str, kind: str, logits: np.ndarray, v: np.ndarray):
         for t, (s, a) in enumerate(zip(at[i], ENDED[i])):
             scores[x, i, t, x, s] = np.eye(3)[a] - pi[x, s]
     exact = sum(chance[x, i] * reward[x][i].sum() * scores[x, i].sum(0) for x in (0, 1) for i in range(15)) / 2
+    if name == "mixer":  # ∇log π(y*_1) + ∇E[R | y*_1], of the completions that begin with the solution's first token
+        first = (1, 2)
+        through = np.array([[y[0] == first[x] for y in ENDED] for x in (0, 1)])
+        chance = through * chance / (through * chance).sum(1, keepdims=True)
+        exact = sum(
+            chance[x, i] * (scores[x, i, 0] + reward[x][i].sum() * scores[x, i, 1:].sum(0))
+            for x in (0, 1)
+            for i in range(15)
+        ) / 2  # fmt: skip
     lengths = np.array([len(y) for y in ENDED])
 
     def credit(x, i):
@@ -101,7 +113,7 @@ def in_numpy(name: str, kind: str, logits: np.ndarray, v: np.ndarray):
             after = own[t + 1] if t + 1 < lengths[i] else 0.0
             running = reward[x][i][t] + after - own[t] + 0.95 * running
             out[t] = running if name == "ppo" else reward[x][i][t:].sum() - own[t]
-        return out
+        return np.full(lengths[i], reward[x][i].sum() - own[0]) if name == "ppo_by_turn" else out  # one turn
 
     likeliest = []
     for x in (0, 1):  # the reward of the completion of likeliest actions
@@ -113,8 +125,8 @@ def in_numpy(name: str, kind: str, logits: np.ndarray, v: np.ndarray):
 
     def gradient(x: int, m: list[int]) -> np.ndarray:
         returns = np.array([reward[x][i].sum() for i in m])
-        values = [credit(x, i) for i in m] if name in ("ppo", "a2c", "v_trace") else None
-        own = np.log(chance[x, m])
+        values = [credit(x, i) for i in m] if name in BY_VALUE else None
+        own = np.log(np.maximum(chance[x, m], 1e-300))
         a, w = by_hand(name, returns, [to_go[x][i] for i in m], lengths[m], values, m, own, likeliest[x])
         return sum(np.tensordot(a[k] * w[k], scores[x, i, : lengths[i]], 1) for k, i in enumerate(m))
 
@@ -130,6 +142,8 @@ def numpy_figures(name: str, kind: str, logits: np.ndarray, v: np.ndarray) -> tu
             m = list(members)
             ways = math.factorial(4) / math.prod(math.factorial(n) for n in Counter(m).values())
             p = ways * np.prod(chance[x, m]) / 2
+            if not p:
+                continue
             g = gradient(x, m)
             mean += p * g
             square += p * (g**2).sum()
@@ -168,6 +182,7 @@ def test_the_gradient_of_a_group_is_the_one_worked_out_by_hand(name):
         members = [*members[:3], members[0]] if place == 3 else members
         kind = "dense" if dense else "real"
         group = [tabular.trajectory(policy, kind, x, i, 0, s) for s, i in enumerate(members)]
+        group = [replace(t, num_given=int(row.uses_solutions)) for t in group]
         if row.baseline == "greedy":
             best = tabular.trajectory(policy, kind, x, tabular.likeliest(policy, x), 0, 0)
             group.append(replace(best, is_baseline=True))
@@ -412,6 +427,7 @@ def test_micro_batches_prompts_and_padding_change_no_row(name):
         learner.backward(replace(batch, token_weights=row.token_weights(batch.mask)))
         return policy.logits.grad.clone()
 
+    trajectories = [replace(t, num_given=int(row.uses_solutions)) for t in trajectories]
     if row.baseline == "greedy":
         likeliest = [
             tabular.trajectory(policy, "real", g % 2, tabular.likeliest(policy, g % 2), g, 0) for g in range(6)

@@ -19,6 +19,7 @@ from logpi import api
 from logpi.algorithms import get_algorithm
 from logpi.config import make_config
 from logpi.console import make_observer
+from logpi.credit import assign_credit
 from logpi.environments.multi_turn import Reply
 from logpi.errors import InputError, RewardError
 from logpi.policies import attention
@@ -32,7 +33,7 @@ from logpi.rollout.episodes import Start, play
 from logpi.supervised import MAXIMUM_LIKELIHOOD, solutions
 from logpi.tasks import make_task
 from logpi.tasks.base import Problem, Task
-from logpi.trajectory import OWN, Trajectory, make_batch
+from logpi.trajectory import OWN, Trajectory, make_batch, turns_of
 
 CHAT = [{"role": "user", "content": "1+2"}]
 EOS, A, B, ASK = range(4)
@@ -145,6 +146,50 @@ def test_two_turns_have_the_exact_gradient(name, monkeypatch):
     _, slopes = models.gradient(policy, found, get_algorithm(name))
     difference = sum(float((slopes[n] + exact[n]).square().sum()) for n in exact) ** 0.5  # a loss descends
     assert difference / sum(float(g.square().sum()) for g in exact.values()) ** 0.5 < 1e-10
+
+
+@pytest.mark.parametrize(
+    ("gae_lambda", "values", "is_exact"), [(1.0, "wrong", 1), (0.3, "exact", 1), (0.3, "wrong", 0)]
+)
+def test_advantages_by_turn_have_the_exact_gradient(gae_lambda, values, is_exact, monkeypatch):
+    """Every outcome once more: Σ p · A · ∇log π, the value function a number for each history that a turn begins with.
+    Between those it is nonsense: nothing may read it there."""
+    policy = four_tokens()
+    exact, chances = exact_gradient(policy)
+    row = get_algorithm("ppo_by_turn").with_options(gae_lambda=gae_lambda)
+    whole = [((script[:1], own.index(True, 4)) if len(script) > 1 else None) for script, _, own, _ in outcomes()]
+    episodes_ = [scripted(policy, script, monkeypatch) for script, *_ in outcomes()]
+    to_come: dict = {}  # what comes after each first message: p, and Σ p · reward of the second turn
+    for script_of, (p, _), t in zip(whole, chances, episodes_, strict=True):
+        if script_of is not None:
+            second = float(t.rewards[len(script_of[0][0]) :].sum())
+            mass, total = to_come.get(script_of[0][0], (0.0, 0.0))
+            to_come[script_of[0][0]] = (mass + p, total + p * second)
+    at_start = sum(p * float(t.rewards.sum()) for (p, _), t in zip(chances, episodes_, strict=True))
+    objective = torch.zeros((), dtype=torch.float64)
+    for script_of, (p, _), t in zip(whole, chances, episodes_, strict=True):
+        batch = make_batch([t])
+        v = torch.full((1, len(t)), 1e3, dtype=torch.float64)
+        v[0, 0] = at_start if values == "exact" else 2.0
+        if script_of is not None:
+            mass, total = to_come[script_of[0][0]]
+            v[0, len(script_of[0][0])] = total / mass if values == "exact" else -3.0
+        batch = assign_credit(row, replace(batch, values=v, final_values=torch.zeros(1, dtype=torch.float64)))
+        log_probs = policy.evaluate(batch.actions, batch.mask, batch.truncated, batch.inputs).log_probs
+        objective = objective + p * (log_probs * batch.advantages).sum()
+    slopes = dict(zip(exact, torch.autograd.grad(objective, list(policy.trainable_parameters().values()))))
+    difference = sum(float((slopes[n] - exact[n]).square().sum()) for n in exact) ** 0.5
+    error = difference / sum(float(g.square().sum()) for g in exact.values()) ** 0.5
+    assert (error < 1e-10) == bool(is_exact) and (is_exact or error > 0.01)
+
+
+def test_a_turn_ends_where_somebody_else_speaks(monkeypatch):
+    two = scripted(four_tokens(), [(B, EOS), (A, EOS)], monkeypatch)
+    one = replace(two, inputs=torch.tensor([A, ASK]))
+    left = replace(two, inputs=torch.tensor([A, ASK, OWN, OWN, OWN, B, ASK]))  # the last action is not marked
+    steps = replace(two, inputs=torch.zeros(5, 3))  # of a control policy
+    assert turns_of(make_batch([two, one, left])).tolist() == [[0, 0, 1, 1], [0, 0, 0, 0], [0, 0, 0, 1]]
+    assert turns_of(make_batch([steps])).tolist() == [[0, 1, 2, 3]]
 
 
 def test_only_its_own_tokens_are_actions(monkeypatch):
@@ -449,7 +494,7 @@ def test_prompts_that_are_text_are_refused(tmp_path):
     ("sections", "problem"),
     [
         ({"reward": {"overlong_tokens": 2}}, "reward.overlong_tokens: the environment of task"),
-        ({"algorithm": {"name": "remax"}}, 'algorithm "remax" compares single completions'),
+        ({"algorithm": {"name": "remax"}}, 'algorithm "remax" is of single completions'),
     ],
 )
 def test_options_that_several_turns_do_not_read_are_refused(tmp_path, sections, problem):

@@ -12,14 +12,16 @@ from logpi.errors import InputError
 from logpi.recipe_diff import recipe_diff
 
 
-def details(recipe="smollm2-addition", **algorithm):
-    return api.objective_of(api.resolve(recipe, {"algorithm": algorithm}))["objective_details"]
+def details(recipe="smollm2-addition", rollout=None, **algorithm):
+    return api.objective_of(api.resolve(recipe, {"algorithm": algorithm, "rollout": rollout or {}}))[
+        "objective_details"
+    ]
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_row_is_stated_whole(name):
-    found = details(name=name)
     row = ALGORITHMS[name]
+    found = details(name=name, rollout={"solution_tokens": 3} if row.uses_solutions else {})
     assert set(found["options"]) == row.option_names()
     assert (found["source"], found["deviations"]) == (row.source, row.deviations)
     for cell in ("advantage", "surrogate", "reduction"):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from logpi import estimators, losses
 from logpi.errors import InputError, did_you_mean
+from logpi.formulas import formula_of
 
 # Where a KL penalty against the frozen starting policy enters, when beta > 0, and what its gradient then is.
 KL_PLACES = {
@@ -26,7 +27,7 @@ KL_PLACES = {
     "actions, not the sampled one",
 }
 # What an advantage may ask for besides rewards and values, as keyword arguments without a default.
-DATA = ("actions", "log_probs", "log_ratios")
+DATA = ("actions", "log_probs", "log_ratios", "given", "turns")
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Algorithm:
     uses_groups: bool = False  # compares trajectories of one prompt: needs at least 2
     uses_values: bool = False
     uses_batch: bool = False  # an advantage depends on other prompts' rewards too
+    uses_solutions: bool = False  # begins completions with the task's solutions
     baseline: str = ""  # known before a trajectory is sampled: "greedy" completion's reward, or "moving" mean
     value_target: Callable[..., Tensor] | None = None  # None: advantage + value
     importance: Mapping[str, Any] = field(default_factory=dict)  # of losses.importance_weights; empty: none
@@ -139,40 +141,6 @@ class Algorithm:
         if self.entropy_in_reward:
             text += f"; reward − {self.entropy_in_reward}·log π"
         return text + (f"; {shown}" if shown else "")
-
-
-_FORMULAS = {
-    "score_function": "log π·A",
-    "importance_ratio": "(π/π_old)·A",
-    "clipped_ratio": "min(r·A, clip(r, 1−ε, 1+ε_high)·A), r = π/π_old",
-    "total_reward": "A_t = R",
-    "own_reward": "A_t = r_t",
-    "reward_to_go": "A_t = Σ_{k≥t} γ^{k−t} r_k",
-    "reward_to_go_leave_one_out": "A_t = G_t − mean of the others' G_t",
-    "leave_one_out": "A = R_i − mean of the others' R",
-    "group_standardised": "A = (R_i − mean R)/(std R + ε_std)",
-    "generalised_advantage": "A_t = Σ_l (γλ)^l δ_{t+l}",
-    "n_step_advantage": "A_t = Σ_{k<n} γ^k r_{t+k} + γ^n V_{t+n} − V_t",
-    "group_centred": "A = R_i − mean R",
-    "length_weighted_leave_one_out": "A = R_i − the others' mean R, weighted by length",
-    "relative_to_mean": "A = (R_i − mean R)/mean R",
-    "batch_standardised": "A = (R_i − batch mean)/(batch std + ε_std)",
-    "group_centred_batch_standardised": "A = (R_i − mean R)/(batch std + ε_std)",
-    "sequence_ratio": "min(s·A, clip(s, 1−ε, 1+ε_high)·A), s = (π/π_old)^(1/length)",
-    "weighted_score_function": "sg(min(π/π_old, ε_high))·log π·A",
-    "reward_minus_baseline": "A = R − b",
-    "minimum_risk": "A = αG·Q_i·(R_i − Σ_j Q_j R_j), Q ∝ π^α",
-    "v_trace": "A_t = ρ_t(r_t + γv_{t+1} − V_t), v by V-trace",
-    "per_budget": "w = 1/(trajectories·budget)",
-    "per_trajectory": "w = 1/trajectories",
-    "per_token": "w = 1/all tokens",
-    "per_sequence": "w = 1/(trajectories·own length)",
-}
-
-
-def formula_of(cell: Callable) -> str:
-    """Return a cell in one line: ours from the table above, another by its name."""
-    return _FORMULAS.get(cell.__name__, f"{cell.__name__}(…)")
 
 
 _ROWS = (
@@ -327,6 +295,18 @@ _ROWS = (
         deviations="the gradient at the sampling policy, as an advantage",
     ),
     Algorithm(
+        "mixer",
+        estimators.mixed_likelihood,
+        losses.score_function,
+        losses.per_trajectory,
+        "k1_in_reward",
+        "Ranzato et al. 2016, arXiv 1511.06732",
+        uses_groups=True,
+        uses_solutions=True,
+        deviations="the others' mean reward is the baseline, not a regression; the number of given tokens falls in a "
+        "line, by step; a solution's last token is always drawn",
+    ),
+    Algorithm(
         "v_trace",
         estimators.v_trace,
         losses.score_function,
@@ -354,6 +334,16 @@ _ROWS = (
         "k1_in_reward",
         "Schulman et al. 2017, arXiv 1707.06347",
         uses_values=True,
+    ),
+    Algorithm(
+        "ppo_by_turn",
+        estimators.generalised_advantage_by_turn,
+        losses.clipped_ratio,
+        losses.per_token,
+        "k1_in_reward",
+        "Schulman et al. 2017, arXiv 1707.06347, each turn one action",
+        uses_values=True,
+        value_target=estimators.turn_targets,
     ),
 )
 

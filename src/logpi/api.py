@@ -54,7 +54,7 @@ def dry_run(config: Config) -> dict[str, Any]:
 
     task = task_of(config)
     require_use(config, task)
-    if config.begins_anew:  # tokenizer and network are made from the data when it runs
+    if config.begins_anew or task.labels:  # made from the data when it runs; or words in, labels out
         return {**out, "train_size": len(task.train), "heldout_size": len(task.heldout)}
     source = find(str(config.policy.model))
     tokenizer = loading.load_tokenizer(source)
@@ -304,6 +304,8 @@ def sample_run(run: str, prompt: str, num: int = 4) -> list[dict[str, Any]]:
     folder = Path(run).expanduser()
     is_run = (folder / "final").is_dir()
     config = _loaded_run(run, None, None, None)[0] if is_run else None
+    if config is not None and config.policy.kind == "encoder":
+        raise InputError(f"{run} holds an encoder, which completes no prompt; logpi evaluate {run} shows what it does")
     options = {} if config is None else {"transform": transform_of(config)}
     policy = load_causal_lm(str(folder / "final") if is_run else run, **options)
     has_read_only = config is not None and config.pretrain is not None  # text, never a chat

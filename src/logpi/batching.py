@@ -21,7 +21,7 @@ def minibatches(
     seed: int = 0,
     step: int = 0,
 ) -> Iterator[Batch]:
-    """Yield the batch of each optimiser step, with `token_weights` from all its trajectories.
+    """Yield the batch of each optimiser step, with `token_weights` from all its trajectories, times their prompts'.
 
     Every update passes once over all groups in a keyed order; whole groups stay together, or single trajectories where
     the rollout is one group. With num_minibatches=1 the order is the rollout's.
@@ -36,7 +36,8 @@ def minibatches(
             chunks = [torch.isin(units, names[part]).nonzero()[:, 0] for part in order.chunk(num_minibatches)]
         for rows in chunks:
             part = batch.select(rows)
-            yield replace(part, token_weights=token_weights(part.mask))
+            weights = token_weights(part.mask)
+            yield replace(part, token_weights=weights * part.weights[:, None].to(weights.dtype))
 
 
 def micro_batches(batch: Batch, max_tokens: int) -> Iterator[Tensor]:

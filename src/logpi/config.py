@@ -12,21 +12,22 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from logpi.errors import InputError, did_you_mean
-from logpi.sections import CheckpointConfig, Lora, PretrainConfig, Section, SftConfig
+from logpi.sections import CheckpointConfig, Lora, PretrainConfig, RolloutConfig, Section, SftConfig
 
 # The algorithms that need more than one completion a prompt; the table itself needs torch, this module must not.
 COMPARE_WITHIN_GROUPS = (
     "reinforce_baseline", "rloo", "grpo", "dr_grpo", "dapo", "opo", "maxrl", "reinforce_pp_baseline", "gspo", "cispo",
-    "minimum_risk",
+    "minimum_risk", "mixer",
 )  # fmt: skip
 
 
 class PolicyConfig(Section):
     """Who acts."""
 
-    kind: Literal["causal_lm", "mlp"] = "causal_lm"
+    kind: Literal["causal_lm", "encoder", "mlp"] = "causal_lm"
+    """encoder: a BERT that tags the words of a sentence, or predicts masked tokens."""
     model: str | None = None
-    """A folder, a hub id, "smollm2" or "smollm2-q4" (causal_lm only)."""
+    """A folder, a hub id, "smollm2" or "smollm2-q4" (not of an mlp)."""
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
     """Of the matrix products; weights stay float32 (float64 when asked). auto: bfloat16 where the processor has it."""
     temperature: float = Field(default=1.0, gt=0)
@@ -47,24 +48,6 @@ class PolicyConfig(Section):
         fields, names = type(self).model_fields, names or ("temperature", "top_k", "top_p", "min_p")
         values = {name: getattr(self, name) for name in names}
         return ", ".join(f"policy.{n}={v}" for n, v in values.items() if v != fields[n].default)
-
-
-class RolloutConfig(Section):
-    """How experience is gathered."""
-
-    num_prompts: int = Field(default=8, ge=1)
-    """Different prompts a step (1 for an environment: its episodes are one group)."""
-    num_generations: int = Field(default=8, ge=1)
-    """Completions a prompt, or episodes a step."""
-    max_completion_length: int = Field(default=256, ge=1)
-    """Tokens; a longer completion is cut and counts as truncated."""
-    max_rows: int = Field(default=128, ge=8)
-    """Completions that are sampled side by side: memory, not results."""
-    num_spare_prompts: int = Field(default=0, ge=0)
-    """Further prompts of a step, each sampled only where a group's rewards are all equal, in its place (Yu et al. 2025:
-    dynamic sampling). With a centred advantage the gradient stays exact up to a constant."""
-    exploration_epsilon: float = Field(default=0.0, ge=0, lt=1)
-    """With this chance an environment's action is drawn uniformly, in training; needs importance weights."""
 
 
 class RewardConfig(Section):
@@ -173,6 +156,8 @@ class EvaluationConfig(Section):
     every_steps: int | None = Field(default=10, ge=1)
     every_actions: int | None = Field(default=None, ge=1)
     """Check after each multiple of this many sampled actions (environments)."""
+    num_problems: int | None = Field(default=None, ge=1)
+    """Of the held-out ones, the first so many; None: all."""
     num_episodes: int = Field(default=100, ge=1)
     """Of an environment, at fixed seeds."""
     target_score: float | None = None
@@ -218,13 +203,15 @@ class Config(Section):
             raise ValueError("give either a task (language) or an environment (control), not both and not neither")
         if self.task is not None and "name" not in self.task:
             raise ValueError('task has no "name"')
-        if (self.policy.kind == "causal_lm") != (self.task is not None):
-            raise ValueError('policy.kind "causal_lm" goes with a task, "mlp" with an environment')
+        if (self.policy.kind == "mlp") != (self.environment is not None):
+            raise ValueError('policy.kind "causal_lm" and "encoder" go with a task, "mlp" with an environment')
         if self.policy.kind == "mlp" and self.policy.model:
             raise ValueError("policy.model names a language model: leave it out for an environment")
         if self.policy.kind == "mlp" and (changed := self.policy.transformed()):
             raise ValueError(f"{changed}: an mlp's actions are drawn from its softmax as it is; leave it out")
-        if self.policy.kind == "causal_lm" and not self.policy.model and not self.begins_anew:
+        if self.policy.kind == "encoder" and self.policy.lora is not None:
+            raise ValueError("policy.lora: an encoder is trained whole; leave it out")
+        if self.policy.kind != "mlp" and not self.policy.model and not self.begins_anew:
             raise ValueError('policy.model is missing: name a folder, a hub id or "smollm2-q4" (--model)')
         if self.demonstrated:
             self._check_demonstrated()
@@ -239,9 +226,16 @@ class Config(Section):
                 f"rollout.exploration_epsilon={self.rollout.exploration_epsilon}: a token drawn uniformly from a whole "
                 "vocabulary spoils its text; set it to 0, and raise policy.temperature to explore"
             )
+        if self.rollout.upsampling and self.rollout.num_spare_prompts:
+            raise ValueError(
+                "rollout.upsampling weighs the prompts that it draws more often, and rollout.num_spare_prompts would "
+                "leave some of them out; set one of the two to 0"
+            )
         if self.environment is not None:
             for option, used in (
                 ("rollout.num_spare_prompts", self.rollout.num_spare_prompts),
+                ("rollout.upsampling", self.rollout.upsampling),
+                ("rollout.solution_tokens", self.rollout.solution_tokens),
                 ("reward.overlong_tokens", self.reward.overlong_tokens),
                 ('reward.truncated="exclude"', self.reward.truncated == "exclude"),
                 ('algorithm "remax"', self.algorithm.name == "remax"),

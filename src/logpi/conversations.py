@@ -9,12 +9,12 @@ from typing import Any
 
 from logpi.errors import InputError
 from logpi.evaluation import Evaluation, estimate
-from logpi.experience import places_of_step
 from logpi.policies.causal_lm import CausalLM
 from logpi.policies.chat import prompt_tokens
 from logpi.randomness import Stream
 from logpi.rollout.engine import Sampling, TokenPrompt, generate
 from logpi.rollout.episodes import Start, play
+from logpi.rollout.prompt_order import PromptOrder
 from logpi.tasks.base import Problem, Task
 from logpi.trajectory import OWN, Trajectory
 
@@ -35,6 +35,7 @@ class ConversationExperience:
         max_completion_length: int,
         max_rows: int = 128,
         num_spare_prompts: int = 0,
+        upsampling: float = 0.0,
     ):
         """`max_completion_length` is the limit of one message."""
         if policy.tokenizer.chat_template is None:
@@ -44,13 +45,13 @@ class ConversationExperience:
         self.sampling = Sampling(max_completion_length, seed, Stream.ROLLOUT, max_rows=max_rows)
         self.greedy = replace(self.sampling, seed=0, stream=Stream.EVALUATION, greedy=True)
         self.problems = {problem.uid: problem for problem in task.train}
+        self.order = PromptOrder(list(self.problems), seed, num_prompts + num_spare_prompts, upsampling)
 
     # --- the five steps' first two -----------------------------------------------------------------------------
 
     def plan(self, step: int) -> list[int]:
         """Return the uids of the step's problems, the spare ones behind the others."""
-        count = self.num_prompts + self.num_spare_prompts
-        return [self.task.train[i].uid for i in places_of_step(self.seed, step, count, len(self.task.train))]
+        return self.order.plan(step)
 
     def sample(self, step: int, policy_version: int, places: range) -> list[Trajectory]:
         plan = self.plan(step)
@@ -61,7 +62,7 @@ class ConversationExperience:
             seen[uid] += 1
         versions = {"step": step, "policy_version": policy_version}
         found = self._play(starts, self.num_generations, self.sampling, Stream.ENVIRONMENT, **versions)
-        return [replace(t, group=places.start + t.group) for t in found]
+        return [replace(t, group=places.start + t.group, weight=self.order.weight(t.prompt_uid)) for t in found]
 
     def reward(self, trajectories: list[Trajectory]) -> list[Trajectory]:
         """Return them as they are: the environment gave the rewards. One that is left alone in its group by failures

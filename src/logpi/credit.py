@@ -12,7 +12,7 @@ from torch import Tensor
 from logpi import losses
 from logpi.algorithms import Algorithm
 from logpi.masking import masked_mean
-from logpi.trajectory import Batch
+from logpi.trajectory import Batch, turns_of
 
 
 def assign_credit(algorithm: Algorithm, batch: Batch, *, standardise: bool = False) -> Batch:
@@ -29,10 +29,16 @@ def assign_credit(algorithm: Algorithm, batch: Batch, *, standardise: bool = Fal
         rewards = rewards - algorithm.beta * kl
     rewards = torch.where(batch.mask, rewards - algorithm.entropy_in_reward * log_probs, torch.zeros_like(rewards))
     log_ratios = log_probs - batch.behavior_log_probs
-    data = {"actions": batch.actions, "log_probs": log_probs, "log_ratios": log_ratios}
+    data = {
+        "actions": lambda: batch.actions,
+        "log_probs": lambda: log_probs,
+        "log_ratios": lambda: log_ratios,
+        "given": lambda: batch.given,
+        "turns": lambda: turns_of(batch),
+    }
 
     def call(cell: Callable[..., Tensor]) -> Tensor:
-        asked = {name: value for name, value in data.items() if name in inspect.signature(cell).parameters}
+        asked = {name: value() for name, value in data.items() if name in inspect.signature(cell).parameters}
         values = (batch.values, batch.final_values)
         return cell(rewards, batch.mask, batch.group, *values, **asked, **algorithm.options_of(cell))
 
@@ -42,9 +48,7 @@ def assign_credit(algorithm: Algorithm, batch: Batch, *, standardise: bool = Fal
     if standardise:
         advantages = standardise_over_actions(advantages, batch.mask)
     weights = (
-        losses.importance_weights(data["log_ratios"], batch.mask, **algorithm.importance)
-        if algorithm.importance
-        else None
+        losses.importance_weights(log_ratios, batch.mask, **algorithm.importance) if algorithm.importance else None
     )
     return replace(batch, advantages=advantages, value_targets=value_targets, importance_weights=weights)
 

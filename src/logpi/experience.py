@@ -1,54 +1,37 @@
-"""Where a trainer's trajectories and rewards come from: a language task or an environment, behind one set of verbs."""
+"""Where a trainer's trajectories and rewards come from, behind one set of verbs; here: a language task's prompts."""
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from logpi.config import RewardConfig
+from logpi.drift import UNRELATED, kl_from_start, kl_to_start
 from logpi.errors import InputError
-from logpi.evaluation import Evaluation, estimate, evaluate_problems
-from logpi.losses import kl_k3
-from logpi.masking import masked_mean
+from logpi.evaluation import Evaluation, evaluate_problems
 from logpi.policies.causal_lm import CausalLM
 from logpi.policies.chat import prompt_tokens
-from logpi.policies.token_log_probs import Transform
-from logpi.randomness import Stream, permutation
-from logpi.rollout.engine import Sampling, TokenPrompt, generate
-from logpi.tasks.base import Problem, Prompt, Task
+from logpi.policies.encoder import Encoder
+from logpi.randomness import Stream
+from logpi.rollout.engine import Sampling, TokenPrompt
+from logpi.rollout.prompt_order import PromptOrder
+from logpi.tasks.base import Problem, Task
 from logpi.tasks.problems import columns_of
 from logpi.tasks.rewarding import as_completions, score
-from logpi.trajectory import Trajectory, make_batch
-
-UNRELATED = tuple(
-    f"{verb} {topic}."
-    for verb in ("Write two sentences about", "Explain in simple words")
-    for topic in (
-        "the weather in spring",
-        "how bread is baked",
-        "a walk along the sea",
-        "why cats sleep so much",
-        "the history of the bicycle",
-        "how a library works",
-        "a good breakfast",
-        "the colours of autumn",
-        "what a neighbour is",
-        "how to learn a song",
-    )
-)  # 20 prompts that no task trains on: what training changed elsewhere
+from logpi.trajectory import Trajectory
+from logpi.writing import writer_of
 
 
 class Experience(Protocol):
     """What the trainer asks of a task or an environment."""
 
     draws: bool  # by the policy; False: the trajectories are given, demonstrations
+    order: PromptOrder | None  # of the prompts, where there are prompts to choose from
 
     def sample(self, step: int, policy_version: int, places: range) -> list[Trajectory]:
         """Sample the trajectories of these places of the step's plan: a pure function of seed, step and weights."""
@@ -76,26 +59,14 @@ class Experience(Protocol):
         ...
 
 
-@lru_cache(maxsize=2)
-def order_of_epoch(seed: int, epoch: int, size: int) -> Sequence[int]:
-    """Return the order in which problems are trained in an epoch: a pure function of seed and epoch."""
-    return permutation(seed, Stream.DATA_ORDER, size, epoch).tolist()
-
-
-def places_of_step(seed: int, step: int, count: int, size: int) -> list[int]:
-    """Return which `count` of `size` problems a step takes: the epochs' orders one after the other, cut into steps."""
-    positions = (divmod(position, size) for position in range(step * count, (step + 1) * count))
-    return [order_of_epoch(seed, epoch, size)[index] for epoch, index in positions]
-
-
 class TaskExperience:
-    """Prompts of a task, completed by a causal LM, scored by the task's rewards."""
+    """Prompts of a task, completed by a causal LM or tagged by an encoder, scored by the task's rewards."""
 
     draws = True
 
     def __init__(
         self,
-        policy: CausalLM,
+        policy: CausalLM | Encoder,
         task: Task,
         *,
         seed: int,
@@ -106,76 +77,85 @@ class TaskExperience:
         reward: RewardConfig | None = None,
         num_spare_prompts: int = 0,
         greedy_baseline: bool = False,
+        upsampling: float = 0.0,
+        beginnings: Callable[[int, int], Tensor] | None = None,
         start_policy: Callable[[], CausalLM] | None = None,
     ):
         """`start_policy` loads the policy that training began with, to measure how far it went. `greedy_baseline` adds
-        each prompt's likeliest completion, to compare the others with."""
+        each prompt's likeliest completion, to compare the others with. `beginnings` returns the tokens that a prompt's
+        completions begin with, by uid and step: given, not drawn."""
         self.policy, self.task, self.seed, self.start_policy = policy, task, seed, start_policy
+        self.writer = writer_of(policy)
         self.num_prompts, self.num_spare_prompts, self.num_generations = num_prompts, num_spare_prompts, num_generations
-        self.options, self.greedy_baseline = reward or RewardConfig(), greedy_baseline
+        self.options, self.greedy_baseline, self.beginnings = reward or RewardConfig(), greedy_baseline, beginnings
         self.sampling = Sampling(max_completion_length, seed, Stream.ROLLOUT, max_rows=max_rows)
         self.greedy = replace(self.sampling, stream=Stream.EVALUATION, greedy=True)
         self.problems = {problem.uid: problem for problem in task.train}
-        longest = max([*task.train, *task.heldout], key=lambda p: len(self.tokens(p.prompt)))
-        self.check_length(longest)
+        self.order = PromptOrder(list(self.problems), seed, num_prompts + num_spare_prompts, upsampling)
+        for problems, is_trained in ((task.train, True), (task.heldout, False)):
+            self.check_length(max(problems, key=lambda p: len(self._begun_prompt(p, is_trained))), is_trained)
 
     # --- prompts and texts -------------------------------------------------------------------------------------
 
-    def tokens(self, prompt: Prompt) -> Tensor:
-        """Return a prompt's token ids; chat messages go through the tokenizer's template."""
-        return prompt_tokens(self.policy.tokenizer, prompt)
+    def _begun_prompt(self, problem: Problem, is_trained: bool) -> Tensor:
+        """Return a prompt's tokens, and behind them what its completions begin with at the first step of training."""
+        tokens = self.writer.tokens(problem)
+        return torch.cat([tokens, self.beginnings(problem.uid, 0)]) if self.beginnings and is_trained else tokens
 
-    def check_length(self, problem: Problem) -> None:
+    def check_length(self, problem: Problem, is_trained: bool = False) -> None:
         """Raise InputError where prompt and completion don't fit the model's context."""
-        num_tokens, limit = len(self.tokens(problem.prompt)), self.policy.context_length
+        num_tokens, limit = len(self._begun_prompt(problem, is_trained)), self.policy.context_length
         if num_tokens + self.sampling.max_new_tokens > limit:
             raise InputError(
                 f"the prompt of row {problem.uid} has {num_tokens} tokens; with rollout.max_completion_length="
                 f"{self.sampling.max_new_tokens} that is over the model's context of {limit}; shorten one of them"
             )
 
-    def decode(self, trajectory: Trajectory) -> str:
-        """Return a completion's text, without the token that ended it."""
-        tokens = trajectory.actions.tolist()
-        tokens = tokens[:-1] if trajectory.terminated else tokens
-        return self.policy.tokenizer.decode(tokens, skip_special_tokens=True)
-
     def complete(self, prompts: Sequence[Problem], sampling: Sampling, num_generations: int = 1) -> list[Trajectory]:
         """Complete problems outside of training."""
-        ready = [TokenPrompt(p.uid, self.tokens(p.prompt)) for p in prompts]
-        return generate(self.policy, ready, num_generations, sampling)
+        ready = [TokenPrompt(p.uid, self.writer.tokens(p)) for p in prompts]
+        return self.writer.draw(self.policy, ready, num_generations, sampling)
 
     def complete_greedily(self, problems: Sequence[Problem]) -> list[Trajectory]:
         """Take the likeliest token each time, one completion a problem."""
         return self.complete(problems, self.greedy)
 
+    def complete_heldout(self, problems: Sequence[Problem]) -> list[Trajectory]:
+        """Complete problems as the task wants it at evaluations: greedily, or by the same draws each time."""
+        drawn = replace(self.sampling, stream=Stream.EVALUATION)
+        return self.complete(problems, drawn) if self.task.draws else self.complete_greedily(problems)
+
     # --- the five steps' first two -----------------------------------------------------------------------------
 
     def plan(self, step: int) -> list[int]:
         """Return the uids of the step's problems, the spare ones behind the others."""
-        count = self.num_prompts + self.num_spare_prompts
-        return [self.task.train[i].uid for i in places_of_step(self.seed, step, count, len(self.task.train))]
+        return self.order.plan(step)
 
     def sample(self, step: int, policy_version: int, places: range) -> list[Trajectory]:
         plan = self.plan(step)
         seen = Counter(plan[: places.start])  # a problem that comes twice in a step gets other draws the second time
-        prompts = []
+        prompts, given = [], []
         for uid in plan[places.start : places.stop]:
-            tokens = self.tokens(self.problems[uid].prompt)
-            prompts.append(TokenPrompt(uid, tokens, first_sample=seen[uid] * self.num_generations))
+            tokens = self.writer.tokens(self.problems[uid])
+            given.append(self.beginnings(uid, step) if self.beginnings else tokens[:0])
+            first_sample = seen[uid] * self.num_generations
+            prompts.append(TokenPrompt(uid, torch.cat([tokens, given[-1]]), first_sample, len(given[-1])))
             seen[uid] += 1
         versions = {"step": step, "policy_version": policy_version}
-        found = generate(self.policy, prompts, self.num_generations, self.sampling, **versions)
+        found = self.writer.draw(self.policy, prompts, self.num_generations, self.sampling, **versions)
         if self.greedy_baseline:
-            likeliest = generate(self.policy, prompts, 1, self.greedy, **versions)
+            likeliest = self.writer.draw(self.policy, prompts, 1, self.greedy, **versions)
             found += [replace(t, is_baseline=True) for t in likeliest]
-        return [replace(t, group=places.start + t.group) for t in found]
+        return [
+            replace(_begun(t, given[t.group]), group=places.start + t.group, weight=self.order.weight(t.prompt_uid))
+            for t in found
+        ]
 
     def reward(self, trajectories: list[Trajectory]) -> list[Trajectory]:
         sound = [t for t in trajectories if t.failure is None]
         problems = [self.problems[t.prompt_uid] for t in sound]
         prompts = [p.prompt for p in problems]
-        completions = as_completions(prompts, [self.decode(t) for t in sound])
+        completions = as_completions(prompts, [self.writer.text(t) for t in sound])
         ids = [t.actions.tolist() for t in sound]
         on_failure = self.options.on_failure
         scores = score(self.task.rewards, prompts, completions, ids, columns_of(problems), on_failure=on_failure)
@@ -217,23 +197,33 @@ class TaskExperience:
     # --- evaluation --------------------------------------------------------------------------------------------
 
     def evaluate(self, step: int, *, full: bool = False) -> Evaluation:
-        """Greedy completions of every held-out problem. `full` adds what else before and after are compared by."""
+        """Complete and score every held-out problem. `full` adds what else before and after are compared by."""
         result, texts = self._evaluate(self.task.heldout)
         extras: dict[str, Any] = {"texts": texts[:8]}
+        if self.task.watched:
+            extras["watched"] = list(self.task.watched)
         return replace(result, extras=result.extras | extras | (self._full_report(step) if full else {}))
 
     def _evaluate(self, problems: Sequence[Problem]) -> tuple[Evaluation, list[dict[str, Any]]]:
         metrics = self.task.metrics or self.task.rewards
-        on_failure, corpus = self.options.on_failure, self.task.corpus_metrics
-        return evaluate_problems(problems, metrics, self.complete_greedily, self.decode, on_failure, corpus)
+        return evaluate_problems(
+            problems,
+            metrics,
+            self.complete_heldout,
+            self.writer.text,
+            self.options.on_failure,
+            self.task.corpus_metrics,
+            self.task.score,
+        )
 
     def _full_report(self, step: int) -> dict[str, Any]:
         probes = {name: self._evaluate(problems)[0].as_dict() for name, problems in self.task.probes.items()}
-        drawn = self.complete(self.task.heldout[:20], replace(self.sampling, stream=Stream.PROBE), 8)
+        probe = replace(self.sampling, stream=Stream.PROBE)
+        drawn = self.complete(self.task.heldout[:20], probe, 8)
         tokens = torch.cat([t.entropies for t in drawn])
         by_prompt: dict[int, set[str]] = {}
         for trajectory in drawn:
-            by_prompt.setdefault(trajectory.group, set()).add(self.decode(trajectory))
+            by_prompt.setdefault(trajectory.group, set()).add(self.writer.text(trajectory))
         extras: dict[str, Any] = {
             "probes": probes,
             "entropy": float(tokens.mean()),
@@ -241,8 +231,13 @@ class TaskExperience:
         }
         if step == 0:
             extras["few_shot"] = {str(n): self._few_shot(n) for n in (2, 4) if n <= len(self.task.examples)}
-        elif self.start_policy is not None:
-            extras["kl_to_start"] = self._kl_to_start(self.start_policy())
+            return extras | (
+                kl_from_start(self.policy, self.policy, drawn) if isinstance(self.policy, CausalLM) else {}
+            )
+        if self.start_policy is not None and isinstance(self.policy, CausalLM):
+            start = self.start_policy()
+            extras["kl_to_start"] = kl_to_start(start, self.policy, self._unrelated(), probe)
+            extras |= kl_from_start(start, self.policy, drawn)
         return extras
 
     def _few_shot(self, num_examples: int) -> dict[str, Any]:
@@ -257,21 +252,12 @@ class TaskExperience:
         ]
         return self._evaluate(problems)[0].as_dict()
 
-    def _unrelated(self) -> list[Problem]:
+    def _unrelated(self) -> list[Tensor]:
         chat = isinstance(self.task.heldout[0].prompt, list)
-        return [Problem(i, [{"role": "user", "content": t}] if chat else t) for i, t in enumerate(UNRELATED)]
-
-    @torch.no_grad()
-    def _kl_to_start(self, start: CausalLM) -> float:
-        """KL(π_start ‖ π) a token, in nats (k3), on the start's own completions of 20 unrelated prompts. No token is
-        cut: one that only the start keeps would make it infinite."""
-        start, policy = copy.copy(start), copy.copy(self.policy)
-        start.transform = policy.transform = Transform(policy.transform.temperature)
-        prompts = [TokenPrompt(p.uid, self.tokens(p.prompt)) for p in self._unrelated()]
-        trajectories = generate(start, prompts, 1, replace(self.sampling, max_new_tokens=32, stream=Stream.PROBE))
-        batch = make_batch([replace(t, rewards=torch.zeros(len(t))) for t in trajectories])
-        now = policy.evaluate(batch.actions, batch.mask, batch.truncated, batch.inputs).log_probs
-        return float(masked_mean(kl_k3(batch.behavior_log_probs, now), batch.mask))
+        return [
+            prompt_tokens(self.policy.tokenizer, [{"role": "user", "content": text}] if chat else text)
+            for text in UNRELATED
+        ]
 
     def before_and_after(self, record: Any) -> list[dict[str, Any]]:
         """Return held-out samples of the first and the last evaluation side by side, failures among them."""
@@ -296,7 +282,7 @@ class TaskExperience:
             "prompt_uid": trajectory.prompt_uid,
             "sample": trajectory.sample,
             "prompt": prompt if isinstance(prompt, str) else prompt[-1]["content"],
-            "completion": self.decode(trajectory),
+            "completion": self.writer.text(trajectory),
             "tokens": len(trajectory),
             "reward": None if trajectory.rewards is None else float(trajectory.rewards.sum()),
             "terminated": trajectory.terminated,
@@ -305,79 +291,23 @@ class TaskExperience:
         }
 
 
+def _begun(trajectory: Trajectory, given: Tensor) -> Trajectory:
+    """Return a completion that was drawn behind `given` tokens with those as its first actions."""
+    if not len(given):
+        return trajectory
+    nothing = torch.zeros(len(given))
+    return replace(
+        trajectory,
+        actions=torch.cat([given, trajectory.actions]),
+        behavior_log_probs=torch.cat([nothing, trajectory.behavior_log_probs]),
+        entropies=torch.cat([nothing, trajectory.entropies]),
+        inputs=trajectory.inputs[: -len(given)],
+        num_given=len(given),
+    )
+
+
 def _at_the_end(total: float, trajectory: Trajectory) -> Tensor:
     """Return per-action rewards that are 0 but for the last."""
     rewards = torch.zeros(len(trajectory), dtype=torch.float64)
     rewards[-1] = total
     return rewards
-
-
-class EnvironmentExperience:
-    """Episodes of a Gymnasium environment; its rewards come with the steps."""
-
-    draws = True
-
-    def __init__(
-        self,
-        policy: Any,
-        environment: Any,
-        *,
-        seed: int,
-        num_generations: int,
-        num_eval_episodes: int,
-        exploration_epsilon: float = 0.0,
-    ):
-        self.policy, self.environment, self.seed = policy, environment, seed
-        self.num_generations, self.num_eval_episodes = num_generations, num_eval_episodes
-        self.exploration_epsilon = exploration_epsilon
-
-    def sample(self, step: int, policy_version: int, places: range) -> list[Trajectory]:
-        from logpi.rollout.collect import collect
-
-        return collect(
-            self.policy,
-            self.environment,
-            num_episodes=self.num_generations,
-            seed=self.seed,
-            stream=Stream.ROLLOUT,
-            environment_stream=Stream.ENVIRONMENT,
-            step=step,
-            policy_version=policy_version,
-            exploration_epsilon=self.exploration_epsilon,
-        )
-
-    def plan(self, step: int) -> list[int]:
-        return [0]
-
-    def reward(self, trajectories: list[Trajectory]) -> list[Trajectory]:
-        return trajectories
-
-    def evaluate(self, step: int, *, full: bool = False) -> Evaluation:
-        """Mean return at fixed seeds, sampled and with the likeliest actions; the score is the lower one."""
-        from logpi.rollout.collect import evaluate_returns
-
-        metrics = {}
-        for name, deterministic in (("deterministic", True), ("stochastic", False)):
-            returns = evaluate_returns(
-                self.policy,
-                self.environment,
-                seed=0,
-                num_episodes=self.num_eval_episodes,
-                deterministic=deterministic,
-            )
-            metrics[name] = estimate(returns)
-        worst = min(metrics.values(), key=lambda m: m.score)
-        return Evaluation(worst.score, worst.low, worst.high, worst.n, metrics)
-
-    def before_and_after(self, record: Any) -> list[dict[str, Any]]:
-        """Episodes are numbers, not texts: nothing to show."""
-        return []
-
-    def show(self, trajectory: Trajectory) -> dict[str, Any]:
-        return {
-            "prompt_uid": trajectory.prompt_uid,
-            "sample": trajectory.sample,
-            "steps": len(trajectory),
-            "reward": None if trajectory.rewards is None else float(trajectory.rewards.sum()),
-            "terminated": trajectory.terminated,
-        }

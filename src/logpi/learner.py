@@ -220,7 +220,7 @@ class Learner:
             per_token = per_token + self.value_coef * value_loss
             found["value_loss"] = float(masked_sum(value_loss.detach() * batch.token_weights, batch.mask))
         with torch.no_grad():
-            log_ratio = torch.where(batch.mask, out.log_probs - batch.policy_log_probs, 0.0)
+            log_ratio = torch.where(batch.mask & ~batch.given, out.log_probs - batch.policy_log_probs, 0.0)
             found["ratio_max"] = float(log_ratio.abs().max())
             found["ratio_sum"] = float(log_ratio.sum())
         found["clipped"] = 0.0 if batch.old_log_probs is None else self._num_clipped(out.log_probs.detach(), batch)

@@ -58,7 +58,7 @@ def step_metrics(trajectories: Sequence[Trajectory], batch: Batch, updates: Sequ
         "reward": float(totals.mean()),
         "reward_std": std,
         "frac_reward_zero_std": zero_std,
-        "entropy": float(torch.cat([t.entropies for t in trajectories]).nanmean()),
+        "entropy": float(torch.cat([t.entropies[t.num_given :] for t in trajectories]).nanmean()),
         "completions/mean_length": mean(lengths),
         "completions/max_length": max(lengths),
         "completions/clipped_ratio": mean(float(t.truncated) for t in trajectories),
@@ -73,6 +73,10 @@ def step_metrics(trajectories: Sequence[Trajectory], batch: Batch, updates: Sequ
     if len(scored) < len(trajectories):
         metrics["completions/unscored_ratio"] = 1 - len(scored) / len(trajectories)
     metrics |= _skips(updates)
+    if not bool((batch.weights == 1).all()):
+        metrics["prompt_weights/effective_ratio"] = float(
+            batch.weights.sum() ** 2 / batch.weights.square().sum()
+        ) / len(batch)
     if batch.reference_log_probs is not None:
         difference = torch.where(batch.mask, batch.policy_log_probs - batch.reference_log_probs, 0.0)
         metrics["kl"] = float(difference.sum() / batch.mask.sum())

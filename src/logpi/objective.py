@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from logpi.algorithms import ALGORITHMS, KL_PLACES, Algorithm, formula_of
+from logpi.algorithms import ALGORITHMS, KL_PLACES, Algorithm
 from logpi.config import Config
+from logpi.formulas import formula_of
 
 # Where the ratio (or the weight) is cut, of surrogates that cut it: (low, high) from ε and ε_high.
 _BOUNDS = {
@@ -62,6 +63,8 @@ def objective_details(algorithm: Algorithm, config: Config) -> dict[str, Any]:
         "entropy": {"in_loss": algorithm.entropy_coef, "in_reward": algorithm.entropy_in_reward},
         "policy_transform": config.policy.model_dump(include=TRANSFORM) if language else None,
         "num_spare_prompts": config.rollout.num_spare_prompts,
+        "solution_tokens": config.rollout.solution_tokens,
+        "upsampling": config.rollout.upsampling,
         "exploration_epsilon": config.rollout.exploration_epsilon,
         "overlong_tokens": config.reward.overlong_tokens,
         "truncated": config.reward.truncated if language else None,

@@ -31,6 +31,8 @@ class Stream(IntEnum):
     EVALUATION_ENVIRONMENT = 6
     PROBE = 7
     BOOTSTRAP = 8
+    MASKING = 9
+    UPSAMPLING = 10
 
 
 def _multiply(a: np.ndarray, b: np.uint64) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Parts of the configuration: what all of them are, adapters, checkpoints, warm starts by maximum likelihood."""
+"""Parts of the configuration: what all are, adapters, rollouts, checkpoints, warm starts by maximum likelihood."""
 
 from __future__ import annotations
 
@@ -22,6 +22,29 @@ class Lora(Section):
     target_modules: str | list[str] = "all-linear"
 
 
+class RolloutConfig(Section):
+    """How experience is gathered."""
+
+    num_prompts: int = Field(default=8, ge=1)
+    """Different prompts a step (1 for an environment: its episodes are one group)."""
+    num_generations: int = Field(default=8, ge=1)
+    """Completions a prompt, or episodes a step."""
+    max_completion_length: int = Field(default=256, ge=1)
+    """Tokens; a longer completion is cut and counts as truncated."""
+    max_rows: int = Field(default=128, ge=8)
+    """Completions that are sampled side by side: memory, not results."""
+    num_spare_prompts: int = Field(default=0, ge=0)
+    """Further prompts of a step, each sampled only where a group's rewards are all equal, in its place (Yu et al. 2025:
+    dynamic sampling). With a centred advantage the gradient stays exact up to a constant."""
+    upsampling: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the prompts drawn in proportion to how much their rewards differed last time, the others uniformly, all
+    with replacement; each counts (1/n)/q, so the gradient is that of uniform prompts. 0: every prompt once an epoch."""
+    solution_tokens: int = Field(default=0, ge=0)
+    """Of mixer: so many of a completion's first tokens are the solution's at the first step, in a line down to 0."""
+    exploration_epsilon: float = Field(default=0.0, ge=0, lt=1)
+    """With this chance an environment's action is drawn uniformly, in training; needs importance weights."""
+
+
 class CheckpointConfig(Section):
     """When the run is saved."""
 
@@ -30,7 +53,7 @@ class CheckpointConfig(Section):
 
 
 class Shape(Section):
-    """Of a new network: a Llama with tied embeddings."""
+    """Of a new network: a Llama with tied embeddings, or as an encoder a BERT with rotary positions."""
 
     hidden_size: int = Field(default=128, ge=8)
     intermediate_size: int = Field(default=384, ge=8)
@@ -67,12 +90,13 @@ class SftConfig(Section):
 
 
 class PretrainConfig(Section):
-    """Next-token prediction on the task's text, by a new network with a new tokenizer."""
+    """Next-token prediction on the task's text, or that of masked tokens (policy.kind "encoder"), by a new network with
+    a new tokenizer."""
 
     batch_size: int = Field(default=16, ge=1)
     """Blocks of text a step."""
     block_size: int = Field(default=256, ge=8)
-    """Tokens a block; it is the new network's context."""
+    """Tokens a block; it is the new network's context. With masked tokens a document's own blocks: none is joined."""
     vocab_size: int = Field(default=1024, ge=BYTES + NUM_SPECIAL_TOKENS)
     """Of the new tokenizer, byte-level BPE: 260 is bytes alone, each further token merges two."""
     shape: Shape | None = None

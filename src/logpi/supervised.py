@@ -1,4 +1,4 @@
-"""Maximum likelihood: supervised fine-tuning on demonstrations, pre-training on text.
+"""Maximum likelihood: supervised fine-tuning on demonstrations, pre-training on text (next tokens, or masked ones).
 
 ∇ Σ_t log π(a_t | s_t) over what somebody else did is REINFORCE on their trajectories, with a reward of 1 for each
 action and a discount of 0. So a warm start is an experience and a row of the table: loop, learner, checkpoints and
@@ -21,10 +21,13 @@ from logpi.algorithms import Algorithm
 from logpi.batching import micro_batches
 from logpi.errors import InputError
 from logpi.evaluation import Estimate, Evaluation, estimate
-from logpi.experience import Experience, places_of_step
+from logpi.experience import Experience
 from logpi.masking import sum_over_time
 from logpi.policies.causal_lm import CausalLM
 from logpi.policies.chat import prompt_tokens, woven
+from logpi.policies.encoder import Encoder
+from logpi.rollout.masking import masked
+from logpi.rollout.prompt_order import places_of_step
 from logpi.tasks.base import Problem, Task
 from logpi.trajectory import OWN, Trajectory, make_batch
 
@@ -48,6 +51,10 @@ class Demonstration:
     completion: Tensor  # [time], the end token its last one where it ended, and behind each message of a conversation
     terminated: bool = True
 
+    def of_step(self, step: int) -> Demonstration:
+        """Return what a step trains on: the same each time."""
+        return self
+
     def trajectory(self, *, sample: int = 0, group: int = 0, policy_version: int = 0) -> Trajectory:
         """Return it as if it had been sampled: by a teacher whose every action is certain, and rewarded with 1."""
         certain = torch.zeros(len(self.completion))
@@ -64,6 +71,24 @@ class Demonstration:
             truncated=not self.terminated,
             rewards=torch.ones(len(self.completion), dtype=torch.float64),
         )
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """A piece of text whose masked tokens are to be found: other ones in each step."""
+
+    uid: int
+    tokens: Tensor  # [time]
+    mask_id: int
+    vocab_size: int
+    seed: int
+
+    def of_step(self, step: int) -> Demonstration:
+        """Return the piece as a sentence that asks for this step's masked tokens, and those tokens."""
+        numbers = {"seed": self.seed, "step": step, "uid": self.uid}
+        seen, is_asked = masked(self.tokens, self.mask_id, self.vocab_size, **numbers)
+        sentence = torch.stack([seen, torch.zeros_like(seen), is_asked.to(seen.dtype)], 1)
+        return Demonstration(self.uid, sentence, self.tokens[is_asked])
 
 
 def solutions(problems: Sequence[Problem], task: Task, policy: CausalLM) -> list[Demonstration]:
@@ -93,6 +118,24 @@ def solutions(problems: Sequence[Problem], task: Task, policy: CausalLM) -> list
     return found
 
 
+def beginnings(
+    problems: Sequence[Problem], task: Task, policy: CausalLM, num_tokens: int, max_steps: int
+) -> Callable[[int, int], Tensor]:
+    """Return what gives a problem's completions their first tokens, by uid and step: its solution's, `num_tokens` at
+    step 0 and in a line down to 0 at `max_steps`, but never the last one (Ranzato et al. 2016, MIXER). Raises
+    InputError as `solutions` does, and for a solution of several messages."""
+    found = {d.uid: d for d in solutions(problems, task, policy)}
+    for uid, demonstration in found.items():
+        if bool((demonstration.prompt == OWN).any()):
+            raise InputError(f'task "{task.name}": the solution of row {uid} has several messages; mixer begins one')
+
+    def first_tokens(uid: int, step: int) -> Tensor:
+        count = math.ceil(num_tokens * max(0, max_steps - step) / max_steps)
+        return found[uid].completion[:-1][:count]
+
+    return first_tokens
+
+
 def blocks(documents: Sequence[Problem], policy: CausalLM, block_size: int) -> list[Demonstration]:
     """Return the documents, each with the end token behind it, joined and cut into blocks of `block_size` tokens (the
     last one may be shorter). A block's prompt is the token before it, for the first one an end token: so every token is
@@ -107,16 +150,43 @@ def blocks(documents: Sequence[Problem], policy: CausalLM, block_size: int) -> l
     ]
 
 
+def taggings(problems: Sequence[Problem], task: Task, policy: Encoder) -> list[Demonstration]:
+    """Return each problem's sentence, with the labels of its words. Raises InputError for one that the policy has not,
+    and for a number that is not that of the words."""
+    found = []
+    for problem in problems:
+        words, labels = problem.columns["words"], str(problem.columns[task.solution]).split()
+        if len(labels) != len(words) or (unknown := [label for label in labels if label not in policy.label_ids]):
+            raise InputError(
+                f'task "{task.name}": row {problem.uid} has {len(labels)} labels for {len(words)} words, {unknown[:1]} '
+                "among them, which the model does not know; repair or remove the row"
+            )
+        actions = torch.tensor([policy.label_ids[label] for label in labels])
+        found.append(Demonstration(problem.uid, policy.sentence(words, problem.columns["marked"]), actions))
+    return found
+
+
+def pieces(documents: Sequence[Problem], policy: Encoder, block_size: int, seed: int) -> list[Hidden]:
+    """Return the documents cut into pieces of at most `block_size` tokens: none is joined with another."""
+    tokenizer, found = policy.tokenizer, []
+    for document in documents:
+        ids = torch.tensor(tokenizer(document.prompt, add_special_tokens=False, verbose=False)["input_ids"])
+        for piece in ids.split(block_size) if len(ids) else ():
+            found.append(Hidden(len(found), piece, tokenizer.mask_token_id, len(tokenizer), seed))
+    return found
+
+
 class Demonstrations:
     """Trajectories that are given: the experience of a warm start."""
 
     draws = False
+    order = None
 
     def __init__(
         self,
-        policy: CausalLM,
+        policy: CausalLM | Encoder,
         task: Task,
-        read: Callable[[Sequence[Problem]], list[Demonstration]],
+        read: Callable[[Sequence[Problem]], Sequence[Demonstration | Hidden]],
         *,
         seed: int,
         batch_size: int,
@@ -139,7 +209,8 @@ class Demonstrations:
         """Return the step's demonstrations; one that comes twice in a step is another sample the second time."""
         seen, found = Counter(), []
         for group, place in enumerate(self._places(step)):
-            found.append(self.train[place].trajectory(sample=seen[place], group=group, policy_version=policy_version))
+            demonstration = self.train[place].of_step(step + 1)
+            found.append(demonstration.trajectory(sample=seen[place], group=group, policy_version=policy_version))
             seen[place] += 1
         return found[places.start : places.stop]
 
@@ -162,7 +233,7 @@ class Demonstrations:
         (of the ratio, linearised: each one's deviation is its −log π − L·tokens over the mean number of tokens)."""
         if not self.heldout:
             return estimate([])
-        batch = make_batch([d.trajectory(group=i) for i, d in enumerate(self.heldout)])
+        batch = make_batch([d.of_step(0).trajectory(group=i) for i, d in enumerate(self.heldout)])
         surprisals = torch.zeros(len(batch), dtype=torch.float64)
         for rows in micro_batches(batch, self.micro_batch_tokens):
             part = batch.select(rows)

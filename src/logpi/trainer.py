@@ -100,6 +100,8 @@ class Trainer:
             with self.timed("update"):
                 updates.append(self.learner.update(gradient, step))
 
+        if self.experience.order is not None:
+            self.experience.order.follow(step, trajectories)
         self.steps_done += 1
         self.num_actions += sum(len(t) for t in trajectories)
         return trajectories, self.measure(trajectories, batch, updates)
@@ -245,8 +247,8 @@ class Trainer:
         self.observer.step(metrics, timing, shown[self.steps_done % len(shown)] if self.experience.draws else None)
         self.count_skips(metrics)
         if self.config.command == "train" and self.config.task is not None and self.steps_done % 5 == 0:
-            scores = [row["score"] for row in self.folder.rows("evaluations.jsonl")]
-            for text in alerts(list(self.folder.rows("metrics.jsonl")), scores, self.said):
+            rows, checks = (list(self.folder.rows(f"{name}.jsonl")) for name in ("metrics", "evaluations"))
+            for text in alerts(rows, checks, self.said):
                 self.observer.note(f"step {self.steps_done}: {text}")
 
     def count_skips(self, metrics: dict[str, Any]) -> None:
@@ -269,6 +271,8 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint of everything that the next step depends on; then forget what only older ones needed."""
         tensors, numbers = self.learner.state()
+        if self.experience.order is not None:
+            tensors |= self.experience.order.state()
         numbers |= {
             "num_actions": self.num_actions,
             "train_seconds": self.train_seconds,
@@ -289,6 +293,8 @@ class Trainer:
             self.observer.note(text)
         if state is not None:
             self.learner.restore(state.tensors, state.numbers)
+            if self.experience.order is not None:
+                self.experience.order.restore(state.tensors)
             self.steps_done = state.step
             self.num_actions = state.numbers["num_actions"]
             self.train_seconds = state.numbers["train_seconds"]

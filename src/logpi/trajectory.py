@@ -42,6 +42,8 @@ class Trajectory:
     is_baseline: bool = False  # its group's likeliest completion: compared with, not trained on
     failure: str | None = None  # why it can't be trained on
     policy_log_probs: Tensor | None = None  # [time], of the policy where exploration drew from another one
+    num_given: int = 0  # leading actions that are the task's solution's: not drawn, their log-probs recorded as 0
+    weight: float = 1.0  # of its prompt: how seldom it was to come, over how often it does
 
     def __len__(self) -> int:
         return self.actions.shape[0]
@@ -64,6 +66,8 @@ class Batch:
     behavior_log_probs: Tensor  # [batch, time], as sampled
     policy_log_probs: Tensor  # [batch, time], of the policy then; as sampled but with exploration
     inputs: tuple[Any, ...]
+    given: Tensor  # [batch, time] bool, true where the task's solution chose the action
+    weights: Tensor  # [batch], of the prompts
     values: Tensor | None = None  # [batch, time], V before each action, detached
     final_values: Tensor | None = None  # [batch], V where a truncated trajectory stopped, 0 where it terminated
     reference_log_probs: Tensor | None = None  # [batch, time], frozen policy
@@ -91,6 +95,21 @@ class Batch:
             if isinstance(value, Tensor):
                 changes[name] = value[rows][:, :time] if value.ndim >= 2 else value[rows]
         return replace(self, **changes)
+
+
+def turns_of(batch: Batch) -> Tensor:
+    """Return the index of each action's turn, [batch, time]: actions of a language model between which nobody else said
+    anything are one turn, every action of a control policy is one. Padding goes on with the last turn."""
+    turns = torch.zeros_like(batch.actions)
+    for row, inputs in zip(turns, batch.inputs, strict=True):
+        if inputs.ndim > 1:
+            row[:] = torch.arange(len(row))
+            continue
+        own = (inputs == OWN).nonzero()[:, 0]
+        left = torch.arange(len(inputs), len(inputs) + len(row) - len(own))
+        starts = 1 + (torch.cat([own, left]).diff() > 1).nonzero()[:, 0]  # what others said stands before these
+        row[starts] = 1
+    return turns if batch.inputs[0].ndim > 1 else turns.cumsum(1)
 
 
 def num_shared(inputs: Any) -> int:
@@ -133,5 +152,7 @@ def make_batch(trajectories: Sequence[Trajectory]) -> Batch:
             [t.behavior_log_probs if t.policy_log_probs is None else t.policy_log_probs for t in trajectories], time
         ),
         inputs=tuple(t.inputs for t in trajectories),
+        given=torch.arange(time) < torch.tensor([t.num_given for t in trajectories])[:, None],
+        weights=torch.tensor([t.weight for t in trajectories], dtype=torch.float64),
         values=known[:, None] * mask if baselines else None,
     )

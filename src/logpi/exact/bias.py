@@ -28,6 +28,7 @@ from logpi.trajectory import Batch, make_batch
 GROUP_SIZE = 4  # with 2 or 3 completions and 0/1 rewards the group's standard deviation is a constant: no bias shows
 GROUPS_AT_ONCE = 64
 EXACT = 1e-9
+NUM_GIVEN = 1  # tokens of a solution, where a row begins completions with them
 A_BASELINE = 0.7  # any number will do: a moving baseline is known before the group is sampled
 
 
@@ -59,10 +60,13 @@ def measure(
     learner = Learner(policy, algorithm, learning_rate=1.0, micro_batch_tokens=10**9, value_coef=0.0)
     learner.reference = reference or learner.reference
     learner.moving_baseline = A_BASELINE
-    exact = tabular.exact_gradient(policy, kind) if exact is None else exact
+    given = NUM_GIVEN if algorithm.uses_solutions else 0
+    if exact is None:
+        exact = tabular.exact_mixed_gradient(policy, kind, given) if given else tabular.exact_gradient(policy, kind)
     scores = tabular.scores(policy)
     mean, square = torch.zeros_like(exact), 0.0
-    for batch, chances in _batches(kind, group_size, sampler or _itself(language), algorithm.baseline == "greedy"):
+    sampled = _batches(kind, group_size, sampler or _itself(language), algorithm.baseline == "greedy", given)
+    for batch, chances in sampled:
         batch = _weighed(learner, algorithm, batch, chances)
         learner.backward(batch)
         slopes = [torch.zeros_like(p) if p.grad is None else p.grad for p in learner.parameters.values()]
@@ -134,15 +138,19 @@ def _itself(language: bool) -> Any:
 
 
 @cache
-def _batches(kind: str, group_size: int, policy: Countable, greedy: bool) -> list[tuple[Batch, Tensor]]:
+def _batches(kind: str, group_size: int, policy: Countable, greedy: bool, given: int) -> list[tuple[Batch, Tensor]]:
     """Return every group that `policy` can sample as batches, with each group's probability [groups] (prompts equally
-    likely); `greedy` adds the likeliest completion as the group's baseline."""
+    likely). `greedy` adds the likeliest completion as the group's baseline; `given` tokens of each are a solution's."""
     chance = tabular.probabilities(policy).detach()
+    chance = chance * torch.stack([tabular.begins_with(x, given) for x in range(NUM_PROMPTS)])
+    chance = chance / chance.sum(1, keepdim=True) if given else chance
     places = [(x, i) for x in range(NUM_PROMPTS) for i in range(len(COMPLETIONS))]
-    sampled = {(x, i): tabular.trajectory(policy, kind, x, i, 0, 0) for x, i in places}
+    sampled = {(x, i): replace(tabular.trajectory(policy, kind, x, i, 0, 0), num_given=given) for x, i in places}
     likeliest = [tabular.likeliest(policy, x) for x in range(NUM_PROMPTS)]
     groups = [
-        (x, m) for x in range(NUM_PROMPTS) for m in combinations_with_replacement(range(len(COMPLETIONS)), group_size)
+        (x, m)
+        for x in range(NUM_PROMPTS)
+        for m in combinations_with_replacement(chance[x].nonzero()[:, 0].tolist(), group_size)
     ]
     order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(5)).tolist()  # prompts share batches
     out = []

@@ -21,6 +21,7 @@ END, VOCABULARY, MAX_LENGTH, NUM_PROMPTS = 0, 3, 3, 2
 PREFIXES: list[tuple[int, ...]] = [p for n in range(MAX_LENGTH) for p in product((1, 2), repeat=n)]
 COMPLETIONS = [(*p, END) for p in PREFIXES] + list(product((1, 2), repeat=MAX_LENGTH))
 REWARDS = ("binary", "real", "dense")
+SOLUTIONS = [(1, 2, END), (2, END)]  # a prompt each: what completions begin with where a row asks for it
 
 
 @cache
@@ -133,6 +134,22 @@ def likeliest(policy: Countable, prompt: int) -> int:
     while tuple(completion) not in set(COMPLETIONS):
         completion += (int(policy.log_probs()[prompt, PREFIXES.index(completion)].argmax()),)
     return COMPLETIONS.index(completion)  # type: ignore[arg-type]
+
+
+def begins_with(prompt: int, num_tokens: int) -> Tensor:
+    """Return which completions begin with the first tokens of a prompt's solution, [completions] bool."""
+    return torch.tensor([y[:num_tokens] == SOLUTIONS[prompt][:num_tokens] for y in COMPLETIONS])
+
+
+def exact_mixed_gradient(policy: Countable, kind: str, num_tokens: int) -> Tensor:
+    """Return the gradient of log π(y*_{≤k}) + E[R | y*_{≤k}], k = `num_tokens` of the solution y*, the mean over
+    prompts: autograd through sums over the completions that begin so."""
+    chance, total = probabilities(policy), torch.zeros((), dtype=torch.float64)
+    for x in range(NUM_PROMPTS):
+        through = begins_with(x, num_tokens)
+        mass = chance[x, through].sum()  # = π(y*_{≤k})
+        total = total + mass.log() + (chance[x, through] * returns(kind)[x, through]).sum() / mass
+    return flat_gradient(total / NUM_PROMPTS, policy)
 
 
 def returns(kind: str) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -39,17 +40,18 @@ class Block:
     masked: Tensor  # [spans, 1, time, keys], what they may not
 
     @classmethod
-    def of(cls, spans: list[Span], nowhere: int) -> Block:
-        """Lay out spans; `nowhere` is a place that no token has."""
+    def of(cls, spans: list[Span], nowhere: int, causal: bool = True) -> Block:
+        """Lay out spans; `nowhere` is a place that no token has. `causal`: no token may ask a later one."""
         start, length, prompt_start, offset = (torch.tensor(numbers)[:, None] for numbers in zip(*spans, strict=True))
         time = torch.arange(int(length.max()))
         position = torch.arange(round_up(int((length + offset).max()), KEY_MULTIPLE))
         keys = torch.where(position < offset, prompt_start + position, start + position - offset)
+        last = offset + (time if causal else (length - 1).expand(-1, len(time)))  # that may be asked
         return cls(
             spans,
             torch.where(time < length, start + time, nowhere),
             torch.where(position < length + offset, keys, nowhere),
-            ((offset + time)[:, :, None] < position)[:, None],
+            (last[:, :, None] < position)[:, None],
         )
 
 
@@ -97,6 +99,17 @@ class Packing:
         parts = spans[: len(prompts)], [span for span in spans[len(prompts) :] if span.length]
         blocks = [Block.of(few, len(positions) - 1) for part in parts for few in _alike(part)]
         return cls(positions, torch.tensor(states), blocks)
+
+    @classmethod
+    def of_sentences(cls, lengths: Sequence[int]) -> Packing:
+        """Pack sentences of these lengths; every token may ask all of its sentence, and has a state of its own. The
+        padding behind them is one more, so that no place goes without a query of its own: its gradient is 0."""
+        starts = [0, *accumulate(lengths)]
+        positions = torch.zeros(round_up(starts[-1] + 1, ROW_MULTIPLE), dtype=torch.long)
+        positions[: starts[-1]] = torch.cat([torch.arange(length) for length in lengths])
+        spans = [Span(start, length) for start, length in zip(starts, [*lengths, len(positions) - starts[-1]])]
+        blocks = [Block.of(few, len(positions) - 1, causal=False) for few in _alike(spans)]
+        return cls(positions, torch.arange(starts[-1]), blocks)
 
     def rows(self, num_heads: int, num_key_heads: int) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
         """Return (rows of queries and of keys in each block, flat; where in the blocks' queries, one after the other,

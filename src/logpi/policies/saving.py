@@ -12,13 +12,14 @@ from logpi.policies.mlp import MLP
 
 
 def save_policy(policy: Any, folder: Path) -> None:
-    """Write a policy: a causal LM as a Hugging Face folder (loadable by AutoModelForCausalLM), LoRA merged into it with
-    the adapter beside it in peft's format, a value head as value_head.safetensors, an MLP as safetensors."""
+    """Write a policy: a causal LM or an encoder as a Hugging Face folder (loadable by AutoModelForCausalLM, and
+    AutoModelForTokenClassification or AutoModelForMaskedLM), LoRA merged into it with the adapter beside it in peft's
+    format, a value head as value_head.safetensors, an MLP as safetensors."""
     if isinstance(policy, MLP):
         save_file(policy.module.state_dict(), folder / "mlp.safetensors")
         return
     network: Any = policy.network
-    if policy.is_lora:
+    if getattr(policy, "is_lora", False):
         from logpi.policies.adapters import merged_copy
 
         policy.module.save_pretrained(folder / "adapter")
@@ -34,7 +35,7 @@ def save_policy(policy: Any, folder: Path) -> None:
     finally:
         network.set_attn_implementation(implementation)
     policy.tokenizer.save_pretrained(folder)
-    if policy.value_head is not None:
+    if policy.has_values:
         save_file(policy.value_head.state_dict(), folder / "value_head.safetensors")
 
 

@@ -109,7 +109,7 @@ def _run(
     cache: SlotCache | None = None
     for position in range(sampling.max_new_tokens):
         numbers = None if sampling.greedy else randoms[[c.row for c in running], position]
-        _record(running, *_choose(logits, transform, numbers), policy.eos_token_ids)
+        _record(running, *choose(logits, transform, numbers), policy.eos_token_ids)
         survivors = [i for i, c in enumerate(running) if not c.ended and c.failure is None]
         if not survivors or position == sampling.max_new_tokens - 1:
             break
@@ -133,7 +133,7 @@ def _uniforms(prompts: Sequence[TokenPrompt], num_generations: int, sampling: Sa
     return uniforms(sampling.seed, sampling.stream, step, uids, samples, positions)
 
 
-def _choose(logits: Tensor, transform: Transform, uniforms: np.ndarray | None) -> tuple[Tensor, Tensor, Tensor]:
+def choose(logits: Tensor, transform: Transform, uniforms: np.ndarray | None) -> tuple[Tensor, Tensor, Tensor]:
     """Return each row's token, drawn by its uniform number (None: the likeliest), its log-prob and the entropy of the
     distribution that it came from."""
     tokens, log_probs, entropies = [], [], []
