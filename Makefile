@@ -58,7 +58,7 @@ $(VENV)/.installed: $(VENV)/.made pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.installed
-	$(PIP) -e ".[gguf,lora,data,rewards,sandbox]" --group dev
+	$(PIP) -e ".[gguf,lora,data,rewards,poems,sandbox]" --group dev
 	touch $@
 
 $(JUDGES)/.installed: tests/judges/requirements.txt pyproject.toml constraints.txt

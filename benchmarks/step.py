@@ -1,18 +1,26 @@
-"""Training steps side by side: `python benchmarks/step.py [--trl PYTHON] [--rounds 3] [--padding 0]`.
+"""Training steps side by side: `python benchmarks/step.py [--trl PYTHON] [--rounds 3] [--padding 0] [--tiny]`.
 
 SmolLM2-135M, 8 prompts × 8 completions of at most 64 tokens, bf16, 2 threads, full fine-tuning, every group with a
 gradient, no KL. logpi's step (dapo) and, where its interpreter is named, TRL's GRPO with and without gradient
-checkpointing: the better of the two counts. `--padding 160` makes prompts of about 200 tokens.
+checkpointing: the better of the two counts. `--padding 160` makes prompts of about 200 tokens, `--tiny` takes a new
+model of 2 layers, 128 wide, 512 tokens.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
+import tempfile
+from pathlib import Path
 
-from side_by_side import Side, compare, machine, shown
+from side_by_side import HERE, Side, compare, machine, shown
 
 from logpi.policies.model_folder import find
+from logpi.policies.untrained import write_untrained
+
+sys.path.append(str(HERE / "sides"))
+from texts import additions
 
 
 def main() -> None:
@@ -23,9 +31,10 @@ def main() -> None:
     )
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--padding", type=int, default=0, help="words before each question")
+    options.add_argument("--tiny", action="store_true", help="a new model of 2 layers, 128 wide, 512 tokens")
     options.add_argument("--output", help="a JSON file for the figures")
     chosen = options.parse_args()
-    model = f"{find(chosen.model, weights=True).location}"
+    model = tiny() if chosen.tiny else f"{find(chosen.model, weights=True).location}"
     sides = [Side("logpi", "step_logpi.py", model, arguments=[str(chosen.padding)])]
     if chosen.trl:
         for checkpointing, name in (("1", "trl"), ("0", "trl, no checkpointing")):
@@ -46,6 +55,15 @@ def main() -> None:
     if chosen.output:
         with open(chosen.output, "w") as file:
             json.dump(result, file, indent=1)
+
+
+def tiny() -> str:
+    """Write a new model with a tokenizer learnt from the questions; return its folder."""
+    folder = Path(tempfile.mkdtemp(prefix="logpi-bench-"))
+    shape = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 2, "num_attention_heads": 4}
+    questions = [chat[-1]["content"] for chat, _ in additions(256, 0)]
+    write_untrained(folder, questions, vocab_size=512, context=1024, shape=shape, like=None, seed=0)
+    return str(folder)
 
 
 if __name__ == "__main__":

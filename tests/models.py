@@ -97,11 +97,12 @@ def write(
     pad: str = "<pad>",
     chat: bool = True,
     turns: bool = False,
+    context: int = CONTEXT,
     generation_ends: Any = None,
 ) -> str:
     """Write a tiny model to a folder as save_pretrained does; return the folder's name. `turns`: with a template that
     later turns only add to."""
-    module: Any = network(kind)
+    module: Any = network(kind, context=context)
     module.set_attn_implementation("eager")
     module.generation_config.eos_token_id = generation_ends
     module.save_pretrained(folder)

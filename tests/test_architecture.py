@@ -32,6 +32,7 @@ LEVELS = [
         "identity",
         "ledger",
         "alerts",
+        "drift",
         "writing",
     },
     {"exact", "experience", "control", "value_based", "metrics", "objective"},

@@ -110,7 +110,8 @@ def same_bits(policy, trajectories, num_subsets):
     entropies = torch.nn.utils.rnn.pad_sequence([t.entropies for t in trajectories], batch_first=True)
     for rows in orders:
         part = whole.select(rows)
-        out = policy.evaluate(part.actions, part.mask, part.truncated, part.inputs)  # as for a gradient
+        asked = part.actions, part.mask, part.truncated, part.inputs
+        out = policy.evaluate(*asked, with_entropy=True)  # as for a gradient
         assert float((out.log_probs.detach() - part.behavior_log_probs).abs().max()) == 0.0
         assert torch.equal(out.entropies, entropies[rows][:, : part.mask.shape[1]])
 

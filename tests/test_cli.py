@@ -12,7 +12,7 @@ import logpi
 from logpi.config import make_config, merge
 from logpi.errors import InputError, NonFiniteError, StorageError, did_you_mean
 
-ARITHMETIC = {"recipe": "arithmetic", "task": {"name": "arithmetic"}, "policy": {"model": "tiny"}}
+ARITHMETIC = {"recipe": "arithmetic", "task": {"name": "arithmetic"}, "policy": {"model": "large"}}
 CARTPOLE = {"recipe": "cartpole", "environment": "CartPole-v1", "policy": {"kind": "mlp"}}
 RECIPES = {"arithmetic": ARITHMETIC, "cartpole": CARTPOLE}
 SUMMARY = {"status": "finished", "steps": 2, "seconds": 1.0, "evaluation": {}, "samples": [], "run": "runs/x"}
@@ -152,10 +152,13 @@ def test_an_absent_option_leaves_the_recipe_alone(api, call):
 def test_smoke_is_tiny_and_what_the_user_says_wins(api, call):
     call("train", "arithmetic", "--smoke", "--rollout.num-prompts", "3")
     call("train", "cartpole", "--smoke", "--max-steps", "5")
-    words, control = (asked.config for asked in api.calls)
+    call("train", "arithmetic", "--smoke", "--model", "mine")
+    words, control, mine = (asked.config for asked in api.calls)
     assert (words.max_steps, words.rollout.num_prompts, words.rollout.num_generations) == (2, 3, 4)
     assert words.rollout.max_completion_length == 8 and not words.evaluation.full_report
+    assert words.policy.model == "tiny" and words.evaluation.num_problems == 4
     assert (control.max_steps, control.rollout.num_generations) == (5, 4)
+    assert mine.policy.model == "mine"
 
 
 def test_json_is_the_only_line_on_stdout_and_strictly_json(api, call):

@@ -103,7 +103,7 @@ def test_log_probs_are_those_of_hugging_faces_forward(kind, folder, tmp_path):
         asked = sentence[:, 2].nonzero()[:, 0]
         actions = torch.arange(len(asked)) % len(LABELS)
         batch = make_batch([Demonstration(0, sentence, actions).trajectory()])
-        ours = policy.evaluate(batch.actions, batch.mask, batch.truncated, batch.inputs)
+        ours = policy.evaluate(batch.actions, batch.mask, batch.truncated, batch.inputs, with_entropy=True)
         torch.testing.assert_close(ours.log_probs[0], wanted[row, asked, actions], rtol=0, atol=1e-12)
         entropy = -(wanted[row, asked].exp() * wanted[row, asked]).sum(-1)
         torch.testing.assert_close(ours.entropies[0], entropy, rtol=0, atol=1e-12)
@@ -162,7 +162,7 @@ def test_sampled_log_probs_are_the_learners_to_the_last_bit(dtype, temperature, 
             out = policy.evaluate(part.actions, part.mask, part.truncated, part.inputs)
         assert torch.equal(out.log_probs, part.behavior_log_probs)
     entropies = torch.cat([t.entropies for t in trajectories])
-    out = policy.evaluate(batch.actions, batch.mask, batch.truncated, batch.inputs)
+    out = policy.evaluate(batch.actions, batch.mask, batch.truncated, batch.inputs, with_entropy=True)
     assert torch.equal(out.entropies[batch.mask], entropies)
 
 

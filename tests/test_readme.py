@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-import gzip
+import importlib
 import json
 import re
 import runpy
@@ -16,10 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
+import data_files
 import models
 import pytest
-import test_camrest
-import test_role_labelling
 from pydantic import BaseModel
 
 import logpi
@@ -27,6 +26,8 @@ from logpi import api, cli
 from logpi.algorithms import ALGORITHMS
 from logpi.config import Config, make_config, merge
 from logpi.tasks import TASKS, python_tests
+
+emails = importlib.import_module("logpi.tasks.emails")  # the package calls its function by this name
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", "CONTRIBUTING.md", "ARCHITECTURE.md", "CHANGELOG.md", "LOG.md"]
@@ -72,24 +73,14 @@ def commands(content: str) -> Iterator[list[str]]:
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    return models.write(tmp_path_factory.mktemp("model") / "tiny", "llama")
+    return models.write(tmp_path_factory.mktemp("model") / "tiny", "llama", context=1024)
 
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
     """Stand in a folder as a reader does after cloning: examples, a data file of one's own, and nothing else."""
     shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("__pycache__"))
-    rows = [{"Body": f"Ann has {n} nuts.", "Question": "How many?", "Answer": n} for n in range(310)]
-    (tmp_path / "SVAMP.json").write_text(json.dumps(rows))
-    (tmp_path / "shakespeare.txt").write_text("To be, or not to be,\nthat is the question:\n" * 30)
-    rows = [{"numbers": [n, 2], "target": n + 2, "solution": f"{n}+2"} for n in range(210)]
-    (tmp_path / "countdown.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    pairs = "".join(f"Number {n}.\tNuméro {n}.\n" for n in range(20))
-    (tmp_path / "en-fr.train.tsv.gz").write_bytes(gzip.compress(pairs.encode()))
-    held = json.dumps({"src": "Number 20.", "refs": ["Numéro 20.", "Nombre 20."]})
-    (tmp_path / "en-fr.dev.jsonl.gz").write_bytes(gzip.compress(held.encode()))
-    test_role_labelling.write(tmp_path)
-    Path(test_camrest.write(tmp_path, [test_camrest.DIALOGUE] * 300)).rename(tmp_path / "CamRest676.json.gz")
+    data_files.write(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -193,6 +184,8 @@ def test_what_a_session_shows_is_what_comes(page, content, workplace, capsys):
 
 @pytest.mark.parametrize(("page", "content"), of_language("toml"))
 def test_every_configuration_is_one_and_can_be_built(page, content, workplace, tiny):
+    if "reasoning_gym" in content:
+        pytest.importorskip("reasoning_gym", reason='not installed: pip install "logpi[tasks]"')
     config = make_config(tomllib.loads(content))
     if config.task is not None:
         config = make_config(merge(tomllib.loads(content), {"policy": {"model": tiny}}))
@@ -202,6 +195,9 @@ def test_every_configuration_is_one_and_can_be_built(page, content, workplace, t
 @pytest.mark.parametrize(("page", "content"), of_language("jsonl"))
 def test_shown_data_is_that_of_the_example(page, content):
     shown = [json.loads(line) for line in content.splitlines()]
+    if "facts" in shown[0]:
+        assert shown == [emails.SHOWN]
+        return
     if "tests" in shown[0]:
         assert [len(python_tests.parsed(row["tests"], 0)) for row in shown] == [2, 1]
         return

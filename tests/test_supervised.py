@@ -223,7 +223,7 @@ def test_a_cosine_falls_from_1_to_0_through_a_half():
     ("content", "message"),
     [
         ('{"prompt": "a", "completion": "b"}\n{"prompt": "a", "compl\n', r"d.jsonl:2: not valid JSON"),
-        ('{"prompt": "a"}\n', r'd.jsonl: row 0 has no column "completion" \(it has: prompt\)'),
+        ('{"prompt": "a"}\n', r'd.jsonl:1: row 0 has no column "completion" \(it has: prompt\)'),
         ('{"prompt": "a", "completion": ""}\n', r"""row 0: "completion" is ''; it must be text"""),
         ('{"prompt": "a", "completion": [{"role": "user", "content": "b"}]}\n', r'row 0: "completion" is'),
         ('{"prompt": "a", "completion": 7}\n', r'row 0: "completion" is 7; it must be text'),
@@ -249,8 +249,8 @@ def test_bad_demonstrations_are_named_before_a_model_loads(tmp_path, content, me
         ("a.txt", b"fine\nbad \xff\n", r"a.txt:2: byte 0xff is not UTF-8"),
         ("a.txt", b" \n", r"a.txt: holds no rows"),
         ("a.txt", b"one line", r"a.txt: 1 lines are too few to hold out 0.1 of them"),
-        ("a.jsonl", b'{"text": "a"}\n{"txt": "b"}\n', r'a.jsonl: row 1 has no column "text".*Did you mean "txt"'),
-        ("a.jsonl", b'{"text": "a"}\n{"text": " "}\n', r'a.jsonl: row 1: "text" is empty'),
+        ("a.jsonl", b'{"text": "a"}\n{"txt": "b"}\n', r'a.jsonl:2: row 1 has no column "text".*Did you mean "txt"'),
+        ("a.jsonl", b'{"text": "a"}\n{"text": " "}\n', r'a.jsonl:2: row 1: "text" is empty'),
         ("a.md", b"text", r'a.md: unknown extension ".md"'),
     ],
 )

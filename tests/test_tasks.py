@@ -256,6 +256,29 @@ def test_a_bad_task_says_what_to_write_instead(name, options, message):
     assert message in str(caught.value)
 
 
+PLACES = [
+    (
+        "gsm8k",
+        "a.jsonl",
+        '{"question": "?", "answer": "#### 3"}\n\n{"question": "?", "answer": "3"}\n',
+        "a.jsonl:3: row 1:",
+    ),
+    ("gsm8k", "a.csv", 'question,answer\n"two\nlines",#### 3\nb,four\n', 'a.csv:4: row 1: "answer" must end with'),
+    ("gsm8k", "a.jsonl", '\n{"question": "?", "anser": "#### 3"}\n', 'a.jsonl:2: row 0 has no column "answer"'),
+    ("countdown", "a.jsonl", '{"numbers": [1, 2], "target": "3"}', 'a.jsonl:1: row 0: "target" is'),
+    ("countdown", "a.jsonl", '{"numbers": [], "target": 3}', 'a.jsonl:1: row 0: "numbers" is []'),
+    ("svamp", "a.json", '[{"Body": "a", "Question": "b", "Answer": "3"}]', 'a.json: row 0: "Answer" is'),
+]
+
+
+@pytest.mark.parametrize("name, file, content, message", PLACES)
+def test_a_bad_row_is_named_with_its_line(tmp_path, name, file, content, message):
+    (tmp_path / file).write_text(content)
+    with pytest.raises(InputError) as caught:
+        make_task(name, data=tmp_path / file)
+    assert f"{tmp_path}/{message}" in str(caught.value)
+
+
 def test_tasks_import_neither_torch_nor_transformers():
     code = (
         "import sys, logpi.tasks; sys.exit(bool({'torch', 'transformers', 'pyarrow', 'datasets'} & set(sys.modules)))"

@@ -49,7 +49,7 @@ def test_gradcheck(temperature, has_bias):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 3e-5), (torch.float64, 1e-12)])
 def test_values_and_gradients_are_those_of_log_softmax(rows, temperature, dtype, tolerance):
     *inputs, actions, slopes = problem(rows, dtype=dtype)
-    found, entropies, _ = token_log_probs(*inputs, actions, Transform(temperature), dtype)
+    found, entropies, _ = token_log_probs(*inputs, actions, Transform(temperature), dtype, with_entropy=True)
     found_slopes = torch.autograd.grad(found, inputs, slopes)
     wide = [x.detach().double().requires_grad_() for x in inputs]
     everything = (F.linear(*wide) / temperature).log_softmax(-1)
@@ -93,9 +93,8 @@ def test_the_bits_of_a_row_do_not_depend_on_its_company(dtype, width, vocabulary
     weight, bias = weight.detach(), bias.detach()
 
     def of(rows):
-        return torch.stack(
-            token_log_probs(hidden[rows].detach(), weight, bias, actions[rows], Transform(1.3), dtype)[:2]
-        )
+        asked = hidden[rows].detach(), weight, bias, actions[rows], Transform(1.3), dtype
+        return torch.stack(token_log_probs(*asked, with_entropy=True)[:2])
 
     with torch.no_grad():
         whole = of(slice(None))
@@ -130,7 +129,8 @@ def test_gradcheck_of_the_exact_kl(asked, has_bias):
     inputs, reference = (inputs, reference) if has_bias else (inputs[:2], (*reference[:2], None))
 
     def function(hidden, weight, bias=None):
-        out = token_log_probs(hidden, weight, bias, actions, Transform(0.7), torch.float64, reference)
+        inputs = hidden, weight, bias, actions, Transform(0.7), torch.float64, reference
+        out = token_log_probs(*inputs, with_entropy=True)
         return tuple(out[i] for i in asked)
 
     assert torch.autograd.gradcheck(function, inputs)
@@ -155,9 +155,11 @@ def test_the_exact_kl_is_torchs_and_the_reference_has_no_gradient(rows, dtype, t
 
 def test_the_exact_kl_changes_no_bit_of_the_others_and_is_zero_against_itself():
     *inputs, actions, _ = problem(CHUNK_ROWS + 3)
-    plain = token_log_probs(*inputs, actions, PLAIN, torch.float32)
-    out = token_log_probs(*inputs, actions, PLAIN, torch.float32, tuple(x.detach() for x in inputs))
+    plain = token_log_probs(*inputs, actions, PLAIN, torch.float32, with_entropy=True)
+    reference = tuple(x.detach() for x in inputs)
+    out = token_log_probs(*inputs, actions, PLAIN, torch.float32, reference, with_entropy=True)
     assert torch.equal(out[0], plain[0]) and torch.equal(out[1], plain[1]) and plain[2] is None
+    assert token_log_probs(*inputs, actions, PLAIN, torch.float32)[1] is None  # nobody asked
     assert not out[2].any()
 
 
@@ -165,22 +167,29 @@ def test_rows_times_vocabulary_is_never_held_at_once(monkeypatch):
     sizes, plain = [], module.next_logits
     monkeypatch.setattr(module, "next_logits", lambda hidden, *rest: sizes.append(len(hidden)) or plain(hidden, *rest))
     *inputs, actions, slopes = problem(2 * CHUNK_ROWS + 3)
-    torch.autograd.grad(token_log_probs(*inputs, actions, PLAIN, torch.float32)[0], inputs, slopes)
+    found = torch.autograd.grad(token_log_probs(*inputs, actions, PLAIN, torch.float32)[0], inputs, slopes)
     each = [CHUNK_ROWS, CHUNK_ROWS, 3]
-    assert sizes == each * 2  # forward, then backward
+    assert sizes == [*each, CHUNK_ROWS, CHUNK_ROWS]  # forward, then backward, which has the last
     sizes.clear()
     kl = token_log_probs(*inputs, actions, PLAIN, torch.float32, reference_of(2 * CHUNK_ROWS + 3))[2]
     torch.autograd.grad(kl, inputs, slopes)
-    assert sizes == [n for n in each for _ in range(2)] * 2  # the policy's and the reference's
+    assert sizes == [n for n in each for _ in range(2)] + [3, *[CHUNK_ROWS] * 4]  # the policy's and the reference's
+    sizes.clear()
+    monkeypatch.setattr(module, "CHUNK_BYTES", 50 * 4 * 1600)  # a vocabulary of 50
+    fewer = torch.autograd.grad(token_log_probs(*inputs, actions, PLAIN, torch.float32)[0], inputs, slopes)
+    assert sizes == [1600, 1600, 2 * CHUNK_ROWS + 3 - 3200, 1600, 1600]
+    for a, b in zip(found, fewer, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
 def test_no_rows_and_extreme_logits():
     hidden, weight, bias, actions, _ = problem(0)
-    log_probs, entropies, _ = token_log_probs(hidden, weight, bias, actions, PLAIN, torch.float32)
+    log_probs, entropies, _ = token_log_probs(hidden, weight, bias, actions, PLAIN, torch.float32, with_entropy=True)
     assert log_probs.shape == entropies.shape == (0,)
     # a certain action: log-prob 0, entropy 0, no NaN from 0 · log 0
     hidden, weight = torch.ones(1, 1), torch.tensor([[1e4], [0.0]])
-    log_probs, entropies, _ = token_log_probs(hidden, weight, None, torch.tensor([0]), PLAIN, torch.float32)
+    asked = hidden, weight, None, torch.tensor([0]), PLAIN, torch.float32
+    log_probs, entropies, _ = token_log_probs(*asked, with_entropy=True)
     assert log_probs.tolist() == [0.0] and entropies.tolist() == [0.0]
 
 

@@ -112,7 +112,9 @@ def test_without_cuts_the_bits_are_those_of_the_plain_formula():
     total = shifted.exp().sum(-1, keepdim=True)
     plain = shifted - total.log()
     actions = torch.arange(CHUNK_ROWS) % 50
-    log_probs, entropies, _ = token_log_probs(hidden, weight, bias, actions, Transform(0.7), torch.float32)
+    log_probs, entropies, _ = token_log_probs(
+        hidden, weight, bias, actions, Transform(0.7), torch.float32, with_entropy=True
+    )
     assert torch.equal(distribution(hidden, weight, bias, Transform(0.7)), plain)
     assert torch.equal(log_probs, plain.gather(1, actions[:, None])[:, 0])
     torch.testing.assert_close(entropies, -(plain.exp() * plain).sum(1), rtol=1e-6, atol=1e-6)
@@ -145,7 +147,7 @@ def test_gradcheck(transform, asked):
     actions = drawn(*inputs, transform)
 
     def function(*inputs):
-        out = token_log_probs(*inputs, actions, transform, torch.float64)
+        out = token_log_probs(*inputs, actions, transform, torch.float64, with_entropy=True)
         return tuple(out[i] for i in asked)
 
     assert torch.autograd.gradcheck(function, inputs)
@@ -158,7 +160,8 @@ def test_gradients_are_those_of_the_definition_over_several_chunks(transform, dt
     inputs = problem(rows, dtype=dtype)
     actions = drawn(*inputs, transform)
     slopes = [torch.randn(rows, generator=torch.Generator().manual_seed(i), dtype=dtype) for i in (1, 2)]
-    found = torch.autograd.grad(token_log_probs(*inputs, actions, transform, dtype)[:2], inputs, slopes)
+    out = token_log_probs(*inputs, actions, transform, dtype, with_entropy=True)
+    found = torch.autograd.grad(out[:2], inputs, slopes)
     wide = [x.detach().double().requires_grad_() for x in inputs]
     logits = torch.nn.functional.linear(*wide)
     kept = distribution(*[x.detach() for x in inputs], transform) > -torch.inf
@@ -175,7 +178,9 @@ def test_an_entropy_that_is_not_asked_costs_no_backward_of_its_own(monkeypatch):
     seen = []
     real = _TokenLogProbs.backward
     monkeypatch.setattr(_TokenLogProbs, "backward", staticmethod(lambda ctx, *g: seen.append(g) or real(ctx, *g)))
-    log_probs, entropies, _ = token_log_probs(*inputs, torch.zeros(20, dtype=torch.long), PLAIN, torch.float64)
+    log_probs, entropies, _ = token_log_probs(
+        *inputs, torch.zeros(20, dtype=torch.long), PLAIN, torch.float64, with_entropy=True
+    )
     torch.autograd.grad(log_probs.sum(), inputs, retain_graph=True)
     torch.autograd.grad(entropies.sum(), inputs)
     assert [[g is None for g in pair] for pair in seen] == [[False, True, True], [True, False, True]]
@@ -186,7 +191,7 @@ def test_a_recorded_action_beyond_the_edge_is_kept():
     weight = torch.tensor([[3.0], [2.0], [1.999], [0.0]])
     inputs = torch.ones(2, 1), weight.clone().requires_grad_(), None
     actions = torch.tensor([2, 0])
-    log_probs, entropies, _ = token_log_probs(*inputs, actions, Transform(top_k=2), torch.float32)
+    log_probs, entropies, _ = token_log_probs(*inputs, actions, Transform(top_k=2), torch.float32, with_entropy=True)
     expected = [torch.log_softmax(weight[:3, 0], 0)[2], torch.log_softmax(weight[:2, 0], 0)[0]]
     torch.testing.assert_close(log_probs.detach(), torch.stack(expected))
     (slope,) = torch.autograd.grad(log_probs.sum() + entropies.sum(), inputs[1])
@@ -264,7 +269,7 @@ def test_sampled_log_probs_are_the_learners_to_the_last_bit(kind, dtype, transfo
     num = len(trajectories)
     for rows in (torch.arange(num), torch.arange(num).flip(0)[: num // 2], torch.tensor([5])):
         part = whole.select(rows)
-        out = tiny.evaluate(part.actions, part.mask, part.truncated, part.inputs)
+        out = tiny.evaluate(part.actions, part.mask, part.truncated, part.inputs, with_entropy=True)
         assert float((out.log_probs.detach() - part.behavior_log_probs).abs().max()) == 0.0
         assert torch.equal(out.entropies, entropies[rows][:, : part.mask.shape[1]])
     assert self_test(tiny).is_exact

@@ -91,7 +91,10 @@ def task_of(config: Config) -> Any:
         else Limits(options.timeout_seconds, options.num_workers, options.max_calls)
     )
     return replace(
-        task, rewards=list(apply_limits(task.rewards, limits)), metrics=list(apply_limits(task.metrics, limits))
+        task,
+        heldout=task.heldout[: config.evaluation.num_problems],
+        rewards=list(apply_limits(task.rewards, limits)),
+        metrics=list(apply_limits(task.metrics, limits)),
     )
 
 

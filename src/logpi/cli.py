@@ -22,7 +22,7 @@ from cyclopts import App, CycloptsError, MissingArgumentError, Parameter, Unused
 
 from logpi import __version__
 from logpi.errors import InputError, LogpiError
-from logpi.overrides import split_overrides
+from logpi.overrides import smoke, split_overrides
 
 STOPPED = 130
 STOPPED_LINE = "stopped: the same command goes on"
@@ -66,7 +66,7 @@ class RunOptions:
     data: Annotated[str | None, _help("The task's data file (task.data).")] = None
     device: Annotated[str | None, _help("Where to compute.")] = None
     threads: Annotated[int | None, _help("Processor threads; without it, one a core.")] = None
-    smoke: Annotated[bool, _help("Two tiny steps, to see that everything works.")] = False
+    smoke: Annotated[bool, _help("Two small steps with a tiny untrained model, to see that everything works.")] = False
     dry_run: Annotated[bool, _help("Show what would run, load no weights.")] = False
     fresh: Annotated[bool, _help("Start anew, in RUN-2 or the next free number.")] = False
     fork: Annotated[int | None, _help("Start a new run from the checkpoint that --run has of this step.")] = None
@@ -156,7 +156,7 @@ def _train(
     if config.command != command:
         raise InputError(f"{recipe} is for another command: logpi {config.command} {recipe}")
     if options.smoke:
-        config = api.resolve(recipe, merge(_smoke(command, environment=config.environment is not None), changes))
+        config = api.resolve(recipe, merge(smoke(config), changes))
     if options.dry_run:
         return _print_result(api.dry_run(config), json)
     observer = console.make_observer(json)
@@ -319,16 +319,6 @@ def _given(values: Mapping[str, Any]) -> dict[str, Any]:
     """Drop what is None, and sections of which nothing is left."""
     cleaned = {key: _given(value) if isinstance(value, Mapping) else value for key, value in values.items()}
     return {key: value for key, value in cleaned.items() if value is not None and value != {}}
-
-
-def _smoke(command: str, environment: bool) -> dict[str, Any]:
-    if environment:
-        return {"max_steps": 2, "rollout": {"num_generations": 4}}
-    if command != "train":
-        return {"max_steps": 2, "rollout": {"max_completion_length": 8}, command: {"batch_size": 2},
-                "evaluation": {"full_report": False}}  # fmt: skip
-    rollout = {"num_prompts": 2, "num_generations": 4, "max_completion_length": 8}
-    return {"max_steps": 2, "rollout": rollout, "evaluation": {"full_report": False}}
 
 
 def _explain(error: CycloptsError) -> str:

@@ -156,6 +156,8 @@ class EvaluationConfig(Section):
     every_steps: int | None = Field(default=10, ge=1)
     every_actions: int | None = Field(default=None, ge=1)
     """Check after each multiple of this many sampled actions (environments)."""
+    num_problems: int | None = Field(default=None, ge=1)
+    """Of the held-out ones, the first so many; None: all."""
     num_episodes: int = Field(default=100, ge=1)
     """Of an environment, at fixed seeds."""
     target_score: float | None = None

@@ -66,17 +66,33 @@ def estimate(values: Sequence[float]) -> Estimate:
 def corpus_estimate(
     metric: CorpusMetric, completions: Sequence[Completion], columns: Mapping[str, list[Any]]
 ) -> Estimate:
-    """Return a corpus metric with its 95 % interval by the bootstrap over completions: the quantiles of the metric of
-    1000 corpora, each as many completions drawn with replacement (Koehn 2004, "Statistical significance tests for
-    machine translation evaluation", section 3). The draws are the same at each call: intervals can be compared."""
+    """Return a corpus metric with its 95 % interval over completions, by its way of resampling."""
     if not completions:
         return estimate([])
     rows = np.asarray(metric.statistics(completions, **columns), dtype=np.float64)
+    score = metric.score(rows.sum(0).tolist())
+    low, high = (bootstrap if metric.resampling == "bootstrap" else jackknife)(metric, rows, score)
+    return Estimate(score, low, high, len(rows))
+
+
+def bootstrap(metric: CorpusMetric, rows: np.ndarray, score: float) -> tuple[float, float]:
+    """Return the 2.5 % and 97.5 % quantiles of the metric of 1000 corpora, each as many completions drawn with
+    replacement (Koehn 2004, "Statistical significance tests for machine translation evaluation", section 3). The draws
+    are the same at each call: intervals can be compared."""
     scores = []
     for resample in range(NUM_RESAMPLES):
         scores.append(metric.score(rows[with_replacement(len(rows), resample)].sum(0).tolist()))
     low, high = np.quantile(scores, [0.025, 0.975])
-    return Estimate(metric.score(rows.sum(0).tolist()), float(low), float(high), len(rows))
+    return float(low), float(high)
+
+
+def jackknife(metric: CorpusMetric, rows: np.ndarray, score: float) -> tuple[float, float]:
+    """Return score ± 1.96 s, s² = (n − 1)/n Σ_i (θ_i − mean θ)² with θ_i the metric without completion i: in
+    expectation no smaller than the variance (Efron and Stein 1981, "The jackknife estimate of variance")."""
+    num, sums = len(rows), rows.sum(0)
+    left_out = np.array([metric.score((sums - row).tolist()) for row in rows])
+    half = Z * math.sqrt((num - 1) / num * float(((left_out - left_out.mean()) ** 2).sum()))
+    return score - half, score + half
 
 
 def evaluate_problems(
@@ -86,9 +102,10 @@ def evaluate_problems(
     decode: Callable[[Trajectory], str],
     on_failure: str = "error",
     corpus_metrics: Sequence[CorpusMetric] = (),
+    score_name: str | None = None,
 ) -> tuple[Evaluation, list[dict[str, Any]]]:
-    """Complete each problem once, score all texts together by the corpus metrics and each by every metric; the first of
-    these in this order is the score. Returns each text with its first metric too."""
+    """Complete each problem once, score all texts together by the corpus metrics and each by every metric; the score is
+    the one named, or the first of these in this order. Returns each text with its first metric too."""
     trajectories = complete(problems)
     texts = [decode(t) for t in trajectories]
     prompts = [p.prompt for p in problems]
@@ -99,7 +116,8 @@ def evaluate_problems(
     results |= {name: estimate([v for v in values if v is not None]) for name, values in by_name.items()}
     scored = [{"text": text, "score": value} for text, value in zip(texts, by_name[metrics[0].name], strict=True)]
     extras = {"signatures": {m.name: m.signature() for m in corpus_metrics}} if corpus_metrics and texts else {}
-    return Evaluation(**asdict(next(iter(results.values()))), metrics=results, extras=extras), scored
+    chosen = results[score_name or next(iter(results))]
+    return Evaluation(**asdict(chosen), metrics=results, extras=extras), scored
 
 
 def check_rewards(task: Task, on_failure: str = "error") -> dict[str, float | None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -12,38 +11,20 @@ import torch
 from torch import Tensor
 
 from logpi.config import RewardConfig
+from logpi.drift import UNRELATED, kl_from_start, kl_to_start
 from logpi.errors import InputError
 from logpi.evaluation import Evaluation, evaluate_problems
-from logpi.losses import kl_k3
-from logpi.masking import masked_mean
 from logpi.policies.causal_lm import CausalLM
+from logpi.policies.chat import prompt_tokens
 from logpi.policies.encoder import Encoder
-from logpi.policies.token_log_probs import Transform
 from logpi.randomness import Stream
 from logpi.rollout.engine import Sampling, TokenPrompt
 from logpi.rollout.prompt_order import PromptOrder
 from logpi.tasks.base import Problem, Task
 from logpi.tasks.problems import columns_of
 from logpi.tasks.rewarding import as_completions, score
-from logpi.trajectory import Trajectory, make_batch
+from logpi.trajectory import Trajectory
 from logpi.writing import writer_of
-
-UNRELATED = tuple(
-    f"{verb} {topic}."
-    for verb in ("Write two sentences about", "Explain in simple words")
-    for topic in (
-        "the weather in spring",
-        "how bread is baked",
-        "a walk along the sea",
-        "why cats sleep so much",
-        "the history of the bicycle",
-        "how a library works",
-        "a good breakfast",
-        "the colours of autumn",
-        "what a neighbour is",
-        "how to learn a song",
-    )
-)  # 20 prompts that no task trains on: what training changed elsewhere
 
 
 class Experience(Protocol):
@@ -139,6 +120,11 @@ class TaskExperience:
         """Take the likeliest token each time, one completion a problem."""
         return self.complete(problems, self.greedy)
 
+    def complete_heldout(self, problems: Sequence[Problem]) -> list[Trajectory]:
+        """Complete problems as the task wants it at evaluations: greedily, or by the same draws each time."""
+        drawn = replace(self.sampling, stream=Stream.EVALUATION)
+        return self.complete(problems, drawn) if self.task.draws else self.complete_greedily(problems)
+
     # --- the five steps' first two -----------------------------------------------------------------------------
 
     def plan(self, step: int) -> list[int]:
@@ -211,19 +197,29 @@ class TaskExperience:
     # --- evaluation --------------------------------------------------------------------------------------------
 
     def evaluate(self, step: int, *, full: bool = False) -> Evaluation:
-        """Greedy completions of every held-out problem. `full` adds what else before and after are compared by."""
+        """Complete and score every held-out problem. `full` adds what else before and after are compared by."""
         result, texts = self._evaluate(self.task.heldout)
         extras: dict[str, Any] = {"texts": texts[:8]}
+        if self.task.watched:
+            extras["watched"] = list(self.task.watched)
         return replace(result, extras=result.extras | extras | (self._full_report(step) if full else {}))
 
     def _evaluate(self, problems: Sequence[Problem]) -> tuple[Evaluation, list[dict[str, Any]]]:
         metrics = self.task.metrics or self.task.rewards
-        on_failure, corpus = self.options.on_failure, self.task.corpus_metrics
-        return evaluate_problems(problems, metrics, self.complete_greedily, self.writer.text, on_failure, corpus)
+        return evaluate_problems(
+            problems,
+            metrics,
+            self.complete_heldout,
+            self.writer.text,
+            self.options.on_failure,
+            self.task.corpus_metrics,
+            self.task.score,
+        )
 
     def _full_report(self, step: int) -> dict[str, Any]:
         probes = {name: self._evaluate(problems)[0].as_dict() for name, problems in self.task.probes.items()}
-        drawn = self.complete(self.task.heldout[:20], replace(self.sampling, stream=Stream.PROBE), 8)
+        probe = replace(self.sampling, stream=Stream.PROBE)
+        drawn = self.complete(self.task.heldout[:20], probe, 8)
         tokens = torch.cat([t.entropies for t in drawn])
         by_prompt: dict[int, set[str]] = {}
         for trajectory in drawn:
@@ -235,8 +231,13 @@ class TaskExperience:
         }
         if step == 0:
             extras["few_shot"] = {str(n): self._few_shot(n) for n in (2, 4) if n <= len(self.task.examples)}
-        elif self.start_policy is not None:
-            extras["kl_to_start"] = self._kl_to_start(self.start_policy())
+            return extras | (
+                kl_from_start(self.policy, self.policy, drawn) if isinstance(self.policy, CausalLM) else {}
+            )
+        if self.start_policy is not None and isinstance(self.policy, CausalLM):
+            start = self.start_policy()
+            extras["kl_to_start"] = kl_to_start(start, self.policy, self._unrelated(), probe)
+            extras |= kl_from_start(start, self.policy, drawn)
         return extras
 
     def _few_shot(self, num_examples: int) -> dict[str, Any]:
@@ -251,23 +252,12 @@ class TaskExperience:
         ]
         return self._evaluate(problems)[0].as_dict()
 
-    def _unrelated(self) -> list[Problem]:
+    def _unrelated(self) -> list[Tensor]:
         chat = isinstance(self.task.heldout[0].prompt, list)
-        return [Problem(i, [{"role": "user", "content": t}] if chat else t) for i, t in enumerate(UNRELATED)]
-
-    @torch.no_grad()
-    def _kl_to_start(self, start: CausalLM) -> float:
-        """KL(π_start ‖ π) a token, in nats (k3), on the start's own completions of 20 unrelated prompts. No token is
-        cut: one that only the start keeps would make it infinite."""
-        start, policy = copy.copy(start), copy.copy(self.policy)
-        start.transform = policy.transform = Transform(policy.transform.temperature)
-        prompts = [TokenPrompt(p.uid, self.writer.tokens(p)) for p in self._unrelated()]
-        trajectories = self.writer.draw(
-            start, prompts, 1, replace(self.sampling, max_new_tokens=32, stream=Stream.PROBE)
-        )
-        batch = make_batch([replace(t, rewards=torch.zeros(len(t))) for t in trajectories])
-        now = policy.evaluate(batch.actions, batch.mask, batch.truncated, batch.inputs).log_probs
-        return float(masked_mean(kl_k3(batch.behavior_log_probs, now), batch.mask))
+        return [
+            prompt_tokens(self.policy.tokenizer, [{"role": "user", "content": text}] if chat else text)
+            for text in UNRELATED
+        ]
 
     def before_and_after(self, record: Any) -> list[dict[str, Any]]:
         """Return held-out samples of the first and the last evaluation side by side, failures among them."""

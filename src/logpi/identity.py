@@ -19,7 +19,18 @@ from logpi.errors import InputError
 from logpi.platforms import processor
 from logpi.tasks.base import Problem, Reward, Task
 
-PACKAGES = ("logpi", "torch", "transformers", "safetensors", "numpy", "gymnasium", "peft", "sacrebleu", "py3langid")
+PACKAGES = (
+    "logpi",
+    "torch",
+    "transformers",
+    "safetensors",
+    "numpy",
+    "gymnasium",
+    "peft",
+    "sacrebleu",
+    "py3langid",
+    "reasoning-gym",
+)
 
 
 def fingerprint(content: Any) -> str:

@@ -114,7 +114,8 @@ class Learner:
         """Evaluate one micro-batch; with the exact KL where the reference's states are there."""
         states = batch.reference_states
         against = None if states is None else Reference(self.reference, states)
-        return policy.evaluate(batch.actions, batch.mask, batch.truncated, batch.inputs, against)
+        entropy = bool(self.algorithm.entropy_coef)
+        return policy.evaluate(batch.actions, batch.mask, batch.truncated, batch.inputs, against, entropy)
 
     def _evaluate_all(self, policy: Policy, batch: Batch, *, with_states: bool = False) -> PolicyOutput:
         """Evaluate in micro-batches and put the rows back in order; `with_states`: [batch, time, width] here."""
@@ -204,6 +205,7 @@ class Learner:
         if batch.importance_weights is not None:
             per_token = per_token * batch.importance_weights
         if self.algorithm.entropy_coef:
+            assert out.entropies is not None
             per_token = per_token - self.algorithm.entropy_coef * out.entropies
         found: dict[str, float] = {}
         if self.algorithm.kl_in_loss:

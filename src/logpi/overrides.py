@@ -1,12 +1,15 @@
-"""Options of the command line that name a field of the configuration: --section.key value."""
+"""Options of the command line that change the configuration: --section.key value, and --smoke."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from logpi.errors import InputError, did_you_mean
+
+if TYPE_CHECKING:
+    from logpi.config import Config
 
 
 def split_overrides(words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
@@ -27,6 +30,37 @@ def split_overrides(words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
                 raise InputError(f"option {option} needs a value: {option} VALUE")
         _put(overrides, path.split("."), _parse(value))
     return rest, overrides
+
+
+def smoke(config: Config) -> dict[str, Any]:
+    """Return the changes that make a run small: two steps and all that surrounds them, in seconds.
+
+    A model is replaced by a tiny one that knows nothing, so that a large one isn't loaded and another run's isn't
+    needed; a new network gets the same shape. Scores then say nothing.
+    """
+    from logpi.config import merge
+
+    small: dict[str, Any] = {
+        "max_steps": 2,
+        "rollout": {"num_generations": 4},
+        "evaluation": {"num_problems": 4, "num_episodes": 4, "full_report": False},
+    }
+    if config.environment is not None:
+        return small
+    from logpi.policies.model_folder import TINY, TINY_ENCODER
+    from logpi.policies.untrained import TINY_SHAPE
+
+    small["rollout"] = {"max_completion_length": 8}
+    if config.policy.model:
+        small["policy"] = {"model": TINY_ENCODER if config.policy.kind == "encoder" else TINY}
+    if config.sft is not None:
+        shape = {} if config.sft.new is None else {"new": {"shape": TINY_SHAPE}}
+        return merge(small, {"sft": {"batch_size": 2, **shape}})
+    if config.pretrain is not None:  # its shape is that of policy.model, where one is named
+        return merge(small, {"pretrain": {"batch_size": 2, "shape": None if config.policy.model else TINY_SHAPE}})
+    overlong = config.reward.overlong_tokens and min(config.reward.overlong_tokens, 8)
+    rollout = {"num_prompts": 2, "num_generations": 4, "num_spare_prompts": min(config.rollout.num_spare_prompts, 2)}
+    return merge(small, {"rollout": rollout, "reward": {"overlong_tokens": overlong}})
 
 
 def _check_known(option: str, path: str) -> None:

@@ -247,8 +247,8 @@ class Trainer:
         self.observer.step(metrics, timing, shown[self.steps_done % len(shown)] if self.experience.draws else None)
         self.count_skips(metrics)
         if self.config.command == "train" and self.config.task is not None and self.steps_done % 5 == 0:
-            scores = [row["score"] for row in self.folder.rows("evaluations.jsonl")]
-            for text in alerts(list(self.folder.rows("metrics.jsonl")), scores, self.said):
+            rows, checks = (list(self.folder.rows(f"{name}.jsonl")) for name in ("metrics", "evaluations"))
+            for text in alerts(rows, checks, self.said):
                 self.observer.note(f"step {self.steps_done}: {text}")
 
     def count_skips(self, metrics: dict[str, Any]) -> None:

@@ -40,9 +40,10 @@ from polgrad.verify.goldens import golden_cases  # noqa: E402
 
 SHAPES = ((4, 8), (2, 12), (6, 5))
 BUDGET = 12
+DAPO = ALGORITHMS["dapo"]
 ROWS = {
     "grpo": ALGORITHMS["grpo"],
-    "dapo": ALGORITHMS["dapo"],
+    "dapo": DAPO,
     "dr_grpo": ALGORITHMS["dr_grpo"].with_options(budget=float(BUDGET)),
     "gspo": ALGORITHMS["gspo"],
     "cispo": ALGORITHMS["cispo"].with_options(epsilon_high=1.2),
@@ -67,6 +68,7 @@ class Given:
         truncated: Tensor,
         inputs: tuple[Any, ...],
         reference: Reference | None = None,
+        with_entropy: bool = False,
     ) -> PolicyOutput:
         return PolicyOutput(self.log_probs, torch.zeros_like(self.log_probs))
 
@@ -104,6 +106,8 @@ def loss_of(row: Algorithm) -> Any:
             behavior_log_probs=old_logprobs,
             policy_log_probs=old_logprobs,
             inputs=tuple(count[:, None]),
+            given=torch.zeros_like(response_mask),
+            weights=torch.ones(len(count)),
             advantages=advantages if advantages.ndim == 2 else advantages[:, None].expand_as(logprobs),
             old_log_probs=old_logprobs,
             reference_log_probs=ref_logprobs,

@@ -48,8 +48,9 @@ class TinyLanguageModel(CausalLM):
         truncated: Tensor,
         inputs: tuple[Any, ...],
         reference: Reference | None = None,
+        with_entropy: bool = False,
     ) -> PolicyOutput:
-        out = super().evaluate(actions, mask, truncated, inputs, reference)
+        out = super().evaluate(actions, mask, truncated, inputs, reference, with_entropy)
         self.evaluated = out.log_probs
         return out
 

@@ -72,6 +72,7 @@ class TabularPolicy:
         truncated: Tensor,
         inputs: tuple[Any, ...],
         reference: Reference | None = None,
+        with_entropy: bool = False,
     ) -> PolicyOutput:
         padded = torch.nn.utils.rnn.pad_sequence(list(inputs), batch_first=True)
         prompts = padded[:, :1]

@@ -14,7 +14,7 @@ class PolicyOutput:
     """What a policy says of a batch; all [batch, time] but `final_values` [batch]. Padding holds zeros."""
 
     log_probs: Tensor  # of the batch's actions, with gradient
-    entropies: Tensor  # of the distributions over actions, with gradient
+    entropies: Tensor | None = None  # of the distributions over actions, with gradient; None where nobody asked
     values: Tensor | None = None  # V before each action, with gradient
     final_values: Tensor | None = None  # V where a truncated trajectory stopped; 0 where one terminated
     kl_exact: Tensor | None = None  # KL(π‖π_ref) before each action, with gradient; None without a reference
@@ -41,8 +41,9 @@ class Policy(Protocol):
         truncated: Tensor,
         inputs: tuple[Any, ...],
         reference: Reference | None = None,
+        with_entropy: bool = False,
     ) -> PolicyOutput:
-        """Score actions [batch, time] under the current weights; differentiable."""
+        """Score actions [batch, time] under the current weights; differentiable. Entropies where asked for, or free."""
         ...
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:

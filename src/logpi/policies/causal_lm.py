@@ -17,7 +17,7 @@ from logpi.policies.attention import KEY_MULTIPLE, KeyValues, round_up
 from logpi.policies.base import PolicyOutput, Reference, scatter
 from logpi.policies.fused import FusedTrunk, Product
 from logpi.policies.packing import Packing
-from logpi.policies.token_log_probs import PLAIN, ROW_MULTIPLE, Transform, pad_rows, token_log_probs
+from logpi.policies.token_log_probs import PLAIN, ROW_MULTIPLE, Head, Transform, pad_rows, token_log_probs
 from logpi.policies.turns import unrolled
 from logpi.trajectory import pad
 
@@ -121,10 +121,12 @@ class CausalLM:
         layer = self.network.get_output_embeddings()
         return layer.weight, layer.bias
 
-    def _cast_head(self) -> Tensor | None:
-        """Return that weight in bf16, where the sampler holds it."""
+    def _own_head(self) -> Head | None:
+        """Return that layer in bf16, where the sampler holds it."""
         head = self.sampler_head
-        return head.weight if head is not None and head.is_bf16 and not head.is_adapted else None
+        if head is None or not head.is_bf16 or head.is_adapted:
+            return None
+        return Head(head.weight, head.bias, head.of_bf16, adds_in_place=True)
 
     # --- what the learner asks ---------------------------------------------------------------------------------
 
@@ -135,6 +137,7 @@ class CausalLM:
         truncated: Tensor,
         inputs: tuple[Any, ...],
         reference: Reference | None = None,
+        with_entropy: bool = False,
     ) -> PolicyOutput:
         """Score completions; `inputs` are the prompts' token ids, one tensor a row, and what was said between the
         actions of an episode of several turns. A cut completion is an outcome of its own, scored as it is: its final
@@ -148,12 +151,12 @@ class CausalLM:
         states = self.packed_states(tokens, packing).index_select(0, packing.states)
         against = None if reference is None else (reference.states[mask], *reference.policy.head())
         log_probs, entropies, kl = token_log_probs(
-            states, *self.head(), actions[mask], self.transform, self.dtype, against, self._cast_head()
+            states, *self.head(), actions[mask], self.transform, self.dtype, against, self._own_head(), with_entropy
         )
         values = None if self.value_head is None else scatter(self.value_head(states)[:, 0].float(), mask)
         return PolicyOutput(
             scatter(log_probs, mask),
-            scatter(entropies, mask),
+            None if entropies is None else scatter(entropies, mask),
             values,
             None if values is None else torch.zeros(len(actions)),
             None if kl is None else scatter(kl, mask),

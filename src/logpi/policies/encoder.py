@@ -118,6 +118,7 @@ class Encoder:
         truncated: Tensor,
         inputs: tuple[Any, ...],
         reference: Reference | None = None,
+        with_entropy: bool = False,
     ) -> PolicyOutput:
         """Score actions; rows with the same sentence share its forward."""
         places: dict[bytes, int] = {}
@@ -128,11 +129,11 @@ class Encoder:
         states = torch.cat([by_sentence[i] for i in row_of])
         against = None if reference is None else (reference.states[mask], *reference.policy.head())
         log_probs, entropies, kl = token_log_probs(
-            states, *self.head(), actions[mask], self.transform, self.dtype, against
+            states, *self.head(), actions[mask], self.transform, self.dtype, against, None, with_entropy
         )
         return PolicyOutput(
             scatter(log_probs, mask),
-            scatter(entropies, mask),
+            None if entropies is None else scatter(entropies, mask),
             kl_exact=None if kl is None else scatter(kl, mask),
             states=states,
         )

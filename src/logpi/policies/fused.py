@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from logpi.device import products_in
 from logpi.policies.adapters import is_adapted
 from logpi.policies.attention import KEY_MULTIPLE, KeyValues, attention_of
+from logpi.policies.gradients import add_gradient, gradient_of
 from logpi.policies.packing import Packing
 
 _CHILDREN = {
@@ -92,7 +93,7 @@ class Product:
                 return _joined([source(x) for source in self.sources])
         weights = [source.weight for source in self.sources]
         biases = [source.bias for source in self.sources if source.bias is not None]
-        return _Linear.apply(x.to(torch.bfloat16), self, len(weights), *weights, *biases)
+        return _Linear.apply(x.to(torch.bfloat16), self, weights, biases, *weights, *biases)
 
     def of_bf16(self, x: Tensor) -> Tensor:
         """The product, of bf16 rows."""
@@ -107,26 +108,46 @@ def _joined(parts: list[Tensor]) -> Tensor:
 
 
 class _Linear(torch.autograd.Function):
-    """y = x Wᵀ + b in bf16: ∂x = ∂y W, ∂W = ∂yᵀ x, ∂b = Σ ∂y; W and b are several layers' weights, then biases."""
+    """y = x Wᵀ + b in bf16: ∂x = ∂y W, ∂W = ∂yᵀ x, ∂b = Σ ∂y, the last two added in place; W and b are several layers'
+    weights and biases."""
 
     @staticmethod
-    def forward(ctx, x, product, num_weights, *parameters):
+    def forward(ctx, x, product, weights, biases, *parameters):
         ctx.save_for_backward(x)
-        ctx.product, ctx.num_weights = product, num_weights
-        ctx.sizes = [len(p) for p in parameters]
+        ctx.product, ctx.weights, ctx.biases = product, weights, biases
         return product.of_bf16(x)
 
     @staticmethod
     def backward(ctx, *slopes):
         (x,), (slope,) = ctx.saved_tensors, slopes
-        needs_x, _, _, *needs = ctx.needs_input_grad
-        found: list[Tensor | None] = []
-        parts = slope.split(ctx.sizes[: ctx.num_weights], -1)
-        for part, needed in zip(parts, needs[: ctx.num_weights], strict=True):
-            found.append((part.T @ x).float() if needed else None)
-        if len(needs) > ctx.num_weights:
-            found += slope.sum(0, dtype=torch.float32).split(ctx.sizes[ctx.num_weights :])
-        return (slope @ ctx.product.weight) if needs_x else None, None, None, *found
+        for weight, part in zip(ctx.weights, slope.split([len(w) for w in ctx.weights], -1), strict=True):
+            if weight.requires_grad:
+                add_gradient(weight, part.T @ x)
+        if ctx.biases:
+            parts = slope.sum(0, dtype=torch.float32).split([len(b) for b in ctx.biases])
+            for bias, part in zip(ctx.biases, parts, strict=True):
+                if bias.requires_grad:
+                    add_gradient(bias, part)
+        of_x = slope @ ctx.product.weight if ctx.needs_input_grad[0] else None
+        return of_x, None, None, None, *[None] * (len(ctx.weights) + len(ctx.biases))
+
+
+class _Embedded(torch.autograd.Function):
+    """Rows of an embedding, one a token; their gradient is added in place, but the padding token's, as in torch."""
+
+    @staticmethod
+    def forward(ctx, weight, tokens, padding):
+        ctx.save_for_backward(tokens)
+        ctx.weight, ctx.padding = weight, padding
+        return nn.functional.embedding(tokens, weight)
+
+    @staticmethod
+    def backward(ctx, *slopes):
+        (tokens,), (slope,) = ctx.saved_tensors, slopes
+        if ctx.padding is not None:
+            slope = slope.masked_fill((tokens == ctx.padding)[:, None], 0)
+        gradient_of(ctx.weight).index_add_(0, tokens, slope)
+        return None, None, None
 
 
 def _normalised(x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
@@ -196,7 +217,7 @@ class FusedTrunk:
     """A Llama-shaped trunk: `sample` as `CausalLM.hidden_states` calls the module, `learn` as `packed_states` does."""
 
     def __init__(self, trunk: Any, source: Any):
-        self.trunk = trunk
+        self.trunk, self.embedding = trunk, source.embed_tokens
         self.layers = [_Layer(*both) for both in zip(trunk.layers, source.layers, strict=True)]
 
     @classmethod
@@ -249,7 +270,7 @@ class FusedTrunk:
         def attention(query: Tensor, key: Tensor, value: Tensor, layer: int) -> Tensor:
             return packing.attention(query, key, value, self.layers[layer].attention.scaling).flatten(1)
 
-        hidden = self.trunk.embed_tokens(tokens)
+        hidden = _Embedded.apply(self.embedding.weight, tokens, self.embedding.padding_idx)
         cos, signed_sin = self._rotation(hidden[None], packing.positions[None])
         return self._run(hidden, (cos[0], signed_sin[0]), attention)
 

@@ -29,13 +29,21 @@ def load_tokenizer(source: Source) -> Any:
 
 
 def load_config(source: Source) -> Any:
-    """Load the model's configuration."""
-    from transformers import AutoConfig
+    """Load the model's configuration. Raises InputError where logpi can't put its attention into such a network."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(source.location, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(source.location, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise InputError(f'model "{source.name}" could not be loaded: {_first_line(error)}') from error
+    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if kind is not None and not kind._supports_attention_backend:
+        raise InputError(
+            f'model "{source.name}": {kind.__name__} has no attention that can be replaced (state-space layers, ALiBi '
+            "or code of its own), and sampler and learner share logpi's; pick a model of another kind: Llama, Qwen, "
+            "Mistral, Gemma, Phi, GPT-2, GPT-NeoX, …"
+        )
+    return config
 
 
 def eos_token_ids(source: Source, tokenizer: Any, config: Any) -> tuple[int, ...]:

@@ -50,6 +50,7 @@ class MLP:
         truncated: Tensor,
         inputs: tuple[Any, ...],
         reference: Reference | None = None,
+        with_entropy: bool = False,
     ) -> PolicyOutput:
         """Score actions; each trajectory's observations hold one more row than actions: the state it stopped in."""
         observations = torch.cat([observed[:-1] for observed in inputs])

@@ -16,6 +16,7 @@ from logpi.errors import InputError, did_you_mean
 
 HUB_NAMES = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 EMBEDDED = "smollm2-q4"
+TINY, TINY_ENCODER = "tiny", "tiny-encoder"  # networks that know nothing, for --smoke
 FILES = ["*.json", "*.jinja", "*.txt", "*.model"]  # configuration, tokenizer, chat template
 WEIGHTS = ["*.safetensors"]
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".ckpt", ".msgpack", ".h5"}
@@ -53,6 +54,14 @@ def _folder(model: str, weights: bool) -> Path:
         from logpi.policies.embedded import embedded_folder
 
         return embedded_folder()
+    if model == TINY:
+        from logpi.policies.untrained import tiny_folder
+
+        return tiny_folder()
+    if model == TINY_ENCODER:
+        from logpi.policies.untrained_encoder import tiny_encoder_folder
+
+        return tiny_encoder_folder()
     folder = Path(model).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():

@@ -1,7 +1,8 @@
 """Hidden states to log-probs: one chunked function for sampler and learner alike.
 
-Chunks have a fixed number of rows, a multiple of 8, so a row's bits don't depend on how many rows come with it, and
-tokens × vocabulary is never held at once, forward or backward.
+Chunks have rows in multiples of 8, so a row's bits don't depend on how many rows come with it, and of tokens ×
+vocabulary no more is held at once than CHUNK_BYTES: the last chunk's logits from forward to backward, which computes
+those of the others again.
 
 Temperature, top-k, top-p and min-p change the policy, in this order: that of transformers (vLLM cuts by min-p first). A
 token as likely as the last one kept is kept too, by top-k as in transformers, by top-p as well: what is kept depends on
@@ -11,7 +12,7 @@ the row's logits alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -19,9 +20,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from logpi.policies.base import kl_exact
+from logpi.policies.gradients import gradient_of
 
 ROW_MULTIPLE = 8
-CHUNK_ROWS = 512
+CHUNK_ROWS = 2048
+CHUNK_BYTES = 2**28  # of a chunk's logits
 SLICE_ROWS = 16  # of logits: they stay in the processor's cache from one pass to the next
 PIECE_ROWS = 4096  # of the head's gradient
 LOG_ZERO = -1e4  # its exponential is exactly 0, and so is 0 · log 0
@@ -64,6 +67,28 @@ def next_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.linear(pad_rows(hidden).to(weight.dtype), weight, bias)
 
 
+@dataclass(frozen=True)
+class Head:
+    """x ↦ x Wᵀ + b, the layer that turns states into logits, in the dtype of products."""
+
+    weight: Tensor  # [vocabulary, width]
+    bias: Tensor | None
+    product: Callable[[Tensor], Tensor] | None = None  # the same, where the weights are laid out for the processor
+    adds_in_place: bool = False  # the gradient of the learner's weight: to what is there, not through autograd
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return the logits of states [rows, width], [rows padded to a multiple of 8, vocabulary]."""
+        if self.product is None:
+            return next_logits(hidden, self.weight, self.bias)
+        return self.product(pad_rows(hidden).to(self.weight.dtype))
+
+    def chunks(self, num_rows: int) -> list[tuple[int, int]]:
+        """Return (start, stop) of the rows whose logits are held at once; at least one pair."""
+        fit = CHUNK_BYTES // (self.weight.shape[0] * self.weight.element_size()) // SLICE_ROWS * SLICE_ROWS
+        size = min(CHUNK_ROWS, max(SLICE_ROWS, fit))
+        return [(start, min(start + size, num_rows)) for start in range(0, max(1, num_rows), size)]
+
+
 def lowest_kept(logits: Tensor, transform: Transform) -> Tensor:
     """Return the smallest logit that top-k, then top-p, then min-p keep in each row, [rows, 1]; -inf: all are kept."""
     lowest = logits.new_full((len(logits), 1), -torch.inf)
@@ -102,6 +127,7 @@ class Softmax:
 
     shifted: Tensor  # [rows, vocabulary], (logits − the row's largest) / temperature; -inf: cut
     weights: Tensor  # [rows, vocabulary], exp(shifted)
+    largest: Tensor  # [rows, 1], the logit / temperature that `shifted` lacks
     total: Tensor  # [rows, 1], of the weights
 
     def log_probs(self, actions: Tensor | None = None) -> Tensor:
@@ -117,13 +143,19 @@ class Softmax:
 
 
 def softmax(
-    logits: Tensor, transform: Transform, *, actions: Tensor | None = None, lowest: Tensor | None = None
+    logits: Tensor,
+    transform: Transform,
+    *,
+    actions: Tensor | None = None,
+    lowest: Tensor | None = None,
+    known: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Softmax, Tensor | None]:
     """Return (π of few rows, the smallest logit kept [rows, 1]; None where none is cut), logits [rows, vocabulary] in
     any dtype, computed in fp32, or float64 when they are.
 
     `actions` [rows] were drawn: each is kept, with all that are likelier, should rounding put it beyond the edge.
-    `lowest` is what an earlier call on the same rows returned: the same tokens are kept again.
+    `lowest` is what an earlier call on the same rows returned: the same tokens are kept again. `known` are that call's
+    `largest` and `total`.
     """
     num_rows = len(logits)
     wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
@@ -136,89 +168,95 @@ def softmax(
             if actions is not None:
                 lowest = torch.minimum(lowest, logits[:num_rows].gather(1, actions[:, None]))
         logits.masked_fill_(logits < pad_rows(lowest), -torch.inf)
-    shifted = logits.sub_(logits.amax(-1, keepdim=True))
+    largest = logits.amax(-1, keepdim=True) if known is None else pad_rows(known[0])
+    shifted = logits.sub_(largest)
     weights = shifted.exp()
-    total = weights.sum(-1, keepdim=True)
-    return Softmax(shifted[:num_rows], weights[:num_rows], total[:num_rows]), lowest
+    total = weights.sum(-1, keepdim=True) if known is None else known[1]
+    return Softmax(*(x[:num_rows] for x in (shifted, weights, largest, total))), lowest
 
 
-def slices(start: int, num_rows: int) -> Iterator[tuple[slice, slice]]:
-    """Yield (place in the chunk, place among all rows) of few rows of the chunk that begins at `start`: as many as stay
+def slices(start: int, stop: int) -> Iterator[tuple[slice, slice]]:
+    """Yield (place in the chunk, place among all rows) of few rows of the chunk from `start` to `stop`: as many as stay
     in the processor's cache from one pass over the vocabulary to the next."""
-    for first in range(start, max(min(num_rows, start + CHUNK_ROWS), 1), SLICE_ROWS):
-        last = min(first + SLICE_ROWS, num_rows)
+    for first in range(start, max(stop, 1), SLICE_ROWS):
+        last = min(first + SLICE_ROWS, stop)
         yield slice(first - start, last - start), slice(first, last)
 
 
 class _TokenLogProbs(torch.autograd.Function):
-    """(log π(action), H(π), KL(π‖π_ref)) of π = softmax((hidden Wᵀ + b) / T) over the tokens kept, recomputing each
-    chunk's logits in backward. What is kept counts as a constant: exact almost everywhere.
+    """(log π(action), H(π), KL(π‖π_ref)) of π = softmax((hidden Wᵀ + b) / T) over the tokens kept. What is kept counts
+    as a constant: exact almost everywhere.
 
     ∂ log π(a)/∂logit_v = (1{v = a} − p_v) / T,  ∂H/∂logit_v = −p_v (log p_v + H) / T,
     ∂KL/∂logit_v = p_v (log p_v − log q_v − KL) / T, q the reference's probabilities.
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, actions, transform, dtype, reference, cast):
-        product_weight = weight.to(dtype) if cast is None else cast
-        product_bias = None if bias is None else bias.to(dtype)
-        against = [] if reference is None else [reference[0], *(x if x is None else x.to(dtype) for x in reference[1:])]
-        log_probs, entropies, kl, lowest = [], [], [], []
-        for start in range(0, max(1, len(hidden)), CHUNK_ROWS):
-            rows = slice(start, start + CHUNK_ROWS)
-            logits = next_logits(hidden[rows], product_weight, product_bias)
-            reference_logits = next_logits(against[0][rows], *against[1:]) if against else None
-            for few, place in slices(start, len(hidden)):
+    def forward(ctx, hidden, weight, bias, actions, transform, head, with_entropy, reference):
+        against = None
+        if reference is not None:
+            against = reference[0], head_of(reference[1], reference[2], head.weight.dtype)
+        log_probs, entropies, kl, lowest, sums = [], [], [], [], []
+        for start, stop in head.chunks(len(hidden)):
+            logits = head.logits(hidden[start:stop])
+            reference_logits = None if against is None else against[1].logits(against[0][start:stop])
+            for few, place in slices(start, stop):
                 found, edge = softmax(logits[few], transform, actions=actions[place])
                 log_probs.append(found.log_probs(actions[place]))
-                entropies.append(found.entropy())
+                sums.append(torch.cat([found.largest, found.total], -1))
+                entropies += [found.entropy()] if with_entropy else []
                 lowest += [] if edge is None else [edge]
                 if reference_logits is not None:
                     kl.append(kl_exact(found.log_probs(), softmax(reference_logits[few], transform)[0].log_probs()))
-        out = torch.cat(log_probs), torch.cat(entropies), torch.cat(kl) if kl else None
-        edges = torch.cat(lowest) if lowest else None
-        ctx.save_for_backward(hidden, product_weight, product_bias, actions, edges, *out[1:], *against)
-        ctx.transform, ctx.has_bias = transform, bias is not None
+        out = torch.cat(log_probs), *(torch.cat(parts) if parts else None for parts in (entropies, kl))
+        ctx.save_for_backward(hidden, actions, torch.cat(sums), torch.cat(lowest) if lowest else None, *out[1:])
+        ctx.transform, ctx.head, ctx.against, ctx.weight = transform, head, against, weight
+        ctx.kept = logits if any(ctx.needs_input_grad) else None
         ctx.set_materialize_grads(False)  # an entropy that nobody asks the gradient of costs none
         return out
 
     @staticmethod
     def backward(ctx, grad_log_probs, grad_entropies, grad_kl):
-        hidden, weight, bias, actions, lowest, entropies, kl, *against = ctx.saved_tensors
+        hidden, actions, sums, lowest, entropies, kl = ctx.saved_tensors
+        head, temperature = ctx.head, ctx.transform.temperature
         want_hidden, want_weight, want_bias = ctx.needs_input_grad[:3]
         if grad_log_probs is None:
-            grad_log_probs = torch.zeros_like(entropies)
+            grad_log_probs = sums.new_zeros(len(hidden))
         # fp32 accumulators, whatever the products' precision
-        wide = torch.promote_types(weight.dtype, torch.float32)
+        wide = torch.promote_types(head.weight.dtype, torch.float32)
         grad_hidden = torch.empty_like(hidden) if want_hidden else None
-        grad_weight = weight.new_zeros(weight.shape, dtype=wide) if want_weight else None
-        grad_bias = weight.new_zeros(weight.shape[0], dtype=wide) if want_bias and ctx.has_bias else None
-        for start in range(0, len(hidden), CHUNK_ROWS):
-            rows = slice(start, start + CHUNK_ROWS)
-            logits = next_logits(hidden[rows], weight, bias)[: len(hidden[rows])]
-            reference_logits = next_logits(against[0][rows], *against[1:]) if grad_kl is not None else None
-            for few, place in slices(start, len(hidden)):  # logits become their own gradients
-                found, _ = softmax(logits[few], ctx.transform, lowest=None if lowest is None else lowest[place])
-                scale = (grad_log_probs[place] / ctx.transform.temperature)[:, None]
+        grad_weight = None
+        if want_weight:
+            in_place = head.adds_in_place
+            grad_weight = gradient_of(ctx.weight) if in_place else torch.zeros_like(ctx.weight, dtype=wide)
+        grad_bias = sums.new_zeros(len(head.weight), dtype=wide) if want_bias else None
+        for start, stop in reversed(head.chunks(len(hidden))):
+            logits, ctx.kept = head.logits(hidden[start:stop]) if ctx.kept is None else ctx.kept, None
+            reference_logits = None if grad_kl is None else ctx.against[1].logits(ctx.against[0][start:stop])
+            for few, place in slices(start, stop):  # logits become their own gradients
+                known = (sums[place, :1], sums[place, 1:])
+                edge = None if lowest is None else lowest[place]
+                found, _ = softmax(logits[few], ctx.transform, lowest=edge, known=known)
+                scale = (grad_log_probs[place] / temperature)[:, None]
                 slopes = -scale
                 if grad_entropies is not None:
-                    entropy_scale = (grad_entropies[place] / ctx.transform.temperature)[:, None]
+                    entropy_scale = (grad_entropies[place] / temperature)[:, None]
                     surprise = found.log_probs().clamp_(min=LOG_ZERO).add_(entropies[place, None])
                     slopes = surprise.mul_(-entropy_scale).add_(slopes)
                 if reference_logits is not None and grad_kl is not None:
-                    kl_scale = (grad_kl[place] / ctx.transform.temperature)[:, None]
+                    kl_scale = (grad_kl[place] / temperature)[:, None]
                     log_ratios = found.log_probs() - softmax(reference_logits[few], ctx.transform)[0].log_probs()
                     slopes = log_ratios.sub_(kl[place, None]).mul_(kl_scale).add_(slopes)
                 own = found.weights.mul_(slopes / found.total)
                 logits[few] = own.scatter_add_(1, actions[place][:, None], scale.to(own.dtype))
-            grad_logits = logits
+            grad_logits = logits[: stop - start]
             if grad_bias is not None:
                 grad_bias += grad_logits.sum(0, dtype=wide)
             if grad_hidden is not None:
-                grad_hidden[rows] = (grad_logits @ weight).to(hidden.dtype)
+                grad_hidden[start:stop] = (grad_logits @ head.weight).to(hidden.dtype)
             if grad_weight is not None:
-                _add_product(grad_weight, grad_logits.T, hidden[rows].to(weight.dtype))
-        return grad_hidden, grad_weight, grad_bias, None, None, None, None, None
+                _add_product(grad_weight, grad_logits.T, hidden[start:stop].to(head.weight.dtype))
+        return grad_hidden, None if head.adds_in_place else grad_weight, grad_bias, None, None, None, None, None
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
@@ -226,6 +264,11 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     for start in range(0, len(total), PIECE_ROWS):
         piece = slice(start, start + PIECE_ROWS)
         total[piece] += a[piece] @ b
+
+
+def head_of(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Head:
+    """Return the head of a layer's weight and bias, which are taken as constants, in the dtype of products."""
+    return Head(weight.detach().to(dtype), None if bias is None else bias.detach().to(dtype))
 
 
 def token_log_probs(
@@ -236,14 +279,16 @@ def token_log_probs(
     transform: Transform,
     dtype: torch.dtype,
     reference: tuple[Tensor, Tensor, Tensor | None] | None = None,
-    cast: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor | None]:
+    head: Head | None = None,
+    with_entropy: bool = False,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Return (log π(action | hidden), entropy of π(· | hidden), KL(π‖π_ref)), [rows] each, differentiable in hidden,
-    weight, bias.
+    weight, bias; the last two are None where they are not asked for.
 
     hidden [rows, width], weight [vocabulary, width], actions [rows]; `dtype` is the product's. The policy is the one
     that `transform` makes of the logits, as in sampling. `reference`: hidden, weight, bias of another network at the
-    same rows, under the same transform, taken as constants; the KL is None without it, and infinite or NaN where tokens
-    are cut. `cast` is the weight in `dtype`, where it is at hand.
+    same rows, under the same transform, taken as constants; the KL is infinite or NaN where tokens are cut. `head` is
+    the weight and bias in `dtype`, where they are at hand.
     """
-    return _TokenLogProbs.apply(hidden, weight, bias, actions, transform, dtype, reference, cast)
+    head = head_of(weight, bias, dtype) if head is None else head
+    return _TokenLogProbs.apply(hidden, weight, bias, actions, transform, head, with_entropy, reference)

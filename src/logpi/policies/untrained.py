@@ -7,16 +7,29 @@ from pathlib import Path
 from typing import Any
 
 from logpi.errors import InputError
+from logpi.policies.embedded import cache_folder
 from logpi.policies.loading import context_length, load_config
-from logpi.policies.model_folder import find
+from logpi.policies.model_folder import TINY, find
 from logpi.randomness import Stream, library_draws
+from logpi.storage import new_folder
 
 END = "<|end|>"  # of a document, and of each message
+TINY_SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+TINY_CONTEXT = 16384
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+
+
+def tiny_folder() -> Path:
+    """Return the cache's folder of the model "tiny": bytes as tokens, a context that nothing is too long for."""
+    folder = cache_folder() / TINY
+    if not folder.exists():
+        with new_folder(folder) as temporary:
+            write_untrained(temporary, [], vocab_size=260, context=TINY_CONTEXT, shape=TINY_SHAPE, like=None, seed=0)
+    return folder
 
 
 def write_untrained(

@@ -6,9 +6,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from logpi.policies.embedded import cache_folder
+from logpi.policies.model_folder import TINY_ENCODER
+from logpi.policies.untrained import TINY_SHAPE
 from logpi.randomness import Stream, library_draws
+from logpi.storage import new_folder
 
 PAD, MASK = "<|pad|>", "<|mask|>"
+
+
+def tiny_encoder_folder() -> Path:
+    """Return the cache's folder of the model "tiny-encoder": bytes as tokens, no tagger yet."""
+    folder = cache_folder() / TINY_ENCODER
+    if not folder.exists():
+        with new_folder(folder) as temporary:
+            write_untrained_encoder(temporary, [], labels=(), vocab_size=258, context=1024, shape=TINY_SHAPE, seed=0)
+    return folder
 
 
 def write_untrained_encoder(

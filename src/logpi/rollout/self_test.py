@@ -18,7 +18,6 @@ from logpi.policies.adapters import product_layers
 from logpi.policies.attention import invariant_attention
 from logpi.policies.causal_lm import CausalLM
 from logpi.policies.fused import Product
-from logpi.policies.token_log_probs import CHUNK_ROWS
 from logpi.rollout.engine import Sampling, TokenPrompt, generate
 from logpi.trajectory import make_batch
 
@@ -79,7 +78,7 @@ def _norms(policy: CausalLM) -> dict[str, bool]:
 
 def _head(policy: CausalLM) -> dict[str, bool]:
     width = policy.sampler.get_output_embeddings().weight.shape[1]
-    states = _numbers(CHUNK_ROWS, width, like=policy)
+    states = _numbers(MANY, width, like=policy)
     return {"head": _rows_alone(lambda rows: policy.next_token_logits(rows), states)}
 
 

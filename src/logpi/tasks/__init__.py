@@ -13,8 +13,13 @@ from logpi.tasks.camrest import camrest
 from logpi.tasks.countdown import countdown
 from logpi.tasks.custom import custom
 from logpi.tasks.demonstrations import demonstrations
+from logpi.tasks.emails import emails
 from logpi.tasks.gsm8k import gsm8k
+from logpi.tasks.quatrains import quatrains
+from logpi.tasks.reasoning_gym import reasoning_gym
 from logpi.tasks.role_labelling import role_labelling
+from logpi.tasks.sentiment import sentiment
+from logpi.tasks.sonnets import sonnets
 from logpi.tasks.svamp import svamp
 from logpi.tasks.text import text
 from logpi.tasks.translation import translation
@@ -27,7 +32,12 @@ TASKS: dict[str, Callable[..., Task]] = {
     "countdown": countdown,
     "custom": custom,
     "demonstrations": demonstrations,
+    "emails": emails,
     "gsm8k": gsm8k,
+    "reasoning_gym": reasoning_gym,
+    "quatrains": quatrains,
+    "sentiment": sentiment,
+    "sonnets": sonnets,
     "role_labelling": role_labelling,
     "svamp": svamp,
     "text": text,

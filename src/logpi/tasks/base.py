@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 Prompt = str | list[dict[str, Any]]  # plain text, or chat messages {"role", "content"}
 
@@ -36,13 +36,15 @@ class CorpusMetric:
     """A metric of all completions together, as BLEU is: a function of sums over them.
 
     `statistics(completions, **columns)` gives a row of numbers a completion, `score` turns their sums into the metric;
-    `signature()` says how it was computed, for the record, once it was.
+    `signature()` says how it was computed, for the record, once it was. `resampling` gives the interval: a bootstrap,
+    or a jackknife for what a text that comes twice would change, as it does a number of different words.
     """
 
     name: str
     statistics: Callable[..., Sequence[Sequence[float]]]
     score: Callable[[Sequence[float]], float]
     signature: Callable[[], str]
+    resampling: Literal["bootstrap", "jackknife"] = "bootstrap"
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,10 @@ class Task:
     """Problems to train on, problems held out, and how completions are scored.
 
     `rewards` are summed (weighted) into the training reward. `metrics` and `corpus_metrics` are read at evaluation
-    only; the first corpus metric, or else the first metric, is the score of the run. `probes` are further named problem
-    sets, evaluated before and after, never trained on.
+    only; the one named `score`, or else the first corpus metric, or else the first metric, is the score of the run.
+    None of `watched` is paid for by a reward: where one falls while the reward rises, that is said. `probes` are
+    further named problem sets, evaluated before and after, never trained on. With `draws` held-out problems are
+    completed by draws from the policy, not by its likeliest tokens: what varies is part of what is asked.
     `examples` are solved (prompt text, completion text) pairs from the training side, for few-shot prompts.
     `solution` is the column with a completion to imitate, for supervised fine-tuning: text, or the messages of a
     conversation that goes on from the prompt.
@@ -79,3 +83,6 @@ class Task:
     replies: Callable[[Problem], Sequence[Problem]] | None = None
     compare: Callable[[Sequence[str], Sequence[Problem]], dict[str, Any]] | None = None
     corpus_metrics: Sequence[CorpusMetric] = ()
+    score: str | None = None
+    watched: Sequence[str] = ()
+    draws: bool = False

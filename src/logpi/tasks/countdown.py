@@ -13,7 +13,7 @@ from typing import Any
 from logpi.errors import InputError
 from logpi.tasks.base import Problem, Task
 from logpi.tasks.dataset import Row, Source
-from logpi.tasks.problems import Heldout, cell, chat, check_template, load_split, prompt_text
+from logpi.tasks.problems import Heldout, cell, chat, check_template, load_split, place_of, prompt_text
 from logpi.tasks.rewarding import Completion, as_reward, completion_text
 
 OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
@@ -33,7 +33,9 @@ def countdown(data: Source, heldout: Heldout = 0.1, seed: int = 0, template: str
         numbers = cell(row, "numbers", index, source_name, list)
         target = cell(row, "target", index, source_name, int)
         if not numbers or not all(type(number) is int and number >= 0 for number in numbers):
-            raise InputError(f'{source_name}: row {index}: "numbers" is {numbers!r:.60}; it must be integers from 0')
+            raise InputError(
+                f'{place_of(row, index, source_name)}: "numbers" is {numbers!r:.60}; it must be integers from 0'
+            )
         text = template.format(numbers=", ".join(map(str, numbers)), target=target)
         return Problem(index, chat(text), {name: row.get(name) for name in ("numbers", "target", "solution")})
 

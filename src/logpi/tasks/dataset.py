@@ -17,7 +17,14 @@ from typing import Any
 from logpi.errors import InputError, did_you_mean, missing_extra
 
 COMMENTS = re.compile(r"\A(?:#.*\n)+")  # some data sets begin their JSON with them
-Row = dict[str, Any]
+
+
+class Row(dict[str, Any]):
+    """A row's columns by name, and the line of its file that it begins on, where rows have lines."""
+
+    line: int | None = None
+
+
 Source = str | os.PathLike[str] | Iterable[Mapping[str, Any]]
 
 
@@ -25,7 +32,8 @@ def read_rows(source: Source) -> list[Row]:
     """Read every row of a file, an iterable of dicts or a Hugging Face dataset; raise InputError where it cannot.
 
     Files: .jsonl, .json (a list of objects), .csv, .tsv (sentence pairs without a header: columns "source" and
-    "target", further ones are left out), .txt (one row, its column "text"), each also as .gz, and .parquet.
+    "target", further ones are left out), .txt (one row, its column "text"), .pos and .neg (a row a line, columns "text"
+    and "label", 1 or 0), each also as .gz, and .parquet.
     """
     rows = _rows_of_file(existing_file(source)) if isinstance(source, str | os.PathLike) else _rows_in_memory(source)
     if not rows:
@@ -102,7 +110,7 @@ def _rows_of_jsonl(text: str, path: Path) -> Iterator[Row]:
     for number, line in enumerate(lines, start=1):
         if line.strip():
             hint = " (the last line; is the file cut short?)" if number == len(lines) else ""
-            yield _checked(_parsed(line, path, number, hint), f"{path}:{number}: the row")
+            yield _checked(_parsed(line, path, number, hint), f"{path}:{number}: the row", number)
 
 
 def _rows_of_json(text: str, path: Path) -> Iterator[Row]:
@@ -131,7 +139,7 @@ def _rows_of_csv(text: str, path: Path) -> Iterator[Row]:
                 need = f"the header has {len(header)} ({', '.join(header)})"
                 raise InputError(f"{path}:{line}: {len(cells)} cells where {need}; quote cells that hold commas")
             if cells:
-                yield dict(zip(header, cells))
+                yield _checked(dict(zip(header, cells)), f"{path}:{line}: the row", line)
             line = reader.line_num + 1
     except csv.Error as error:
         raise InputError(f"{path}:{line}: not valid CSV: {error}") from error
@@ -143,11 +151,19 @@ def _rows_of_tsv(text: str, path: Path) -> Iterator[Row]:
             cells = [cell.strip() for cell in line.split("\t")]
             if len(cells) < 2 or not all(cells[:2]):
                 raise InputError(f"{path}:{number}: {line!r:.60} is no pair; each line is source, a tab, target")
-            yield dict(zip(("source", "target"), cells))
+            yield _checked(dict(zip(("source", "target"), cells)), f"{path}:{number}: the row", number)
 
 
 def _rows_of_txt(text: str, path: Path) -> list[Row]:
-    return [{"text": text}] if text.strip() else []
+    return [Row(text=text)] if text.strip() else []
+
+
+def _rows_of_pos(text: str, path: Path) -> list[Row]:
+    return [Row(text=line.strip(), label=1) for line in text.split("\n") if line.strip()]
+
+
+def _rows_of_neg(text: str, path: Path) -> list[Row]:
+    return [Row(row, label=0) for row in _rows_of_pos(text, path)]
 
 
 def _rows_of_parquet(path: Path) -> list[Row]:
@@ -156,7 +172,7 @@ def _rows_of_parquet(path: Path) -> list[Row]:
     except ImportError as error:
         raise missing_extra("pyarrow", "data", f"reading {path}") from error
     try:
-        return parquet.read_table(path).to_pylist()
+        return [Row(row) for row in parquet.read_table(path).to_pylist()]
     except (ValueError, OSError) as error:
         raise InputError(f"{path}: not a readable Parquet file: {error}") from error
 
@@ -171,14 +187,16 @@ def _parsed(text: str, path: Path, first_line: int, hint: str) -> Any:
         raise InputError(f"{path}:{first_line}: not valid JSON: {error}") from error
 
 
-def _checked(row: Any, place: str) -> Row:
-    """Return the row as a dict of sound text: a lone surrogate would fail much later, inside the tokenizer."""
+def _checked(row: Any, place: str, line: int | None = None) -> Row:
+    """Return the row with sound text: a lone surrogate would fail much later, inside the tokenizer."""
     if not isinstance(row, Mapping):
         raise InputError(f"{place} is {_kind(row)} where an object (column: value) is needed")
     for column, value in row.items():
         if surrogate := _lone_surrogate([column, value]):
             raise InputError(f"{place} has a lone surrogate ({surrogate!a}) in {column!a:.40}; repair the text")
-    return dict(row)
+    found = Row(row)
+    found.line = line
+    return found
 
 
 def _lone_surrogate(value: Any) -> str | None:
@@ -207,4 +225,6 @@ READERS = {
     ".csv": _rows_of_csv,
     ".tsv": _rows_of_tsv,
     ".txt": _rows_of_txt,
+    ".pos": _rows_of_pos,
+    ".neg": _rows_of_neg,
 }

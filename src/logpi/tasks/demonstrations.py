@@ -9,7 +9,7 @@ from typing import Any
 from logpi.errors import InputError
 from logpi.tasks.base import Problem, Task
 from logpi.tasks.dataset import Row, Source, name_of, read_rows
-from logpi.tasks.problems import Heldout, problem_from_row, split_sources
+from logpi.tasks.problems import Heldout, place_of, problem_from_row, split_sources
 
 FORM = 'text, or [{"role": "assistant", "content": text}]'
 
@@ -44,9 +44,9 @@ def opening(problem: Problem) -> str:
 def _of_row(index: int, row: Row, name: str) -> Iterator[Problem]:
     if "messages" not in row:
         problem = problem_from_row(index, row, "prompt", name)
-        yield Problem(index, problem.prompt, {"completion": _completion(row, f"{name}: row {index}")})
+        yield Problem(index, problem.prompt, {"completion": _completion(row, place_of(row, index, name))})
         return
-    place = f'{name}: row {index}: "messages"'
+    place = f'{place_of(row, index, name)}: "messages"'
     messages = problem_from_row(index, row, "messages", name).prompt
     if isinstance(messages, str):
         raise InputError(f"{place} is text; it must be a list of messages")

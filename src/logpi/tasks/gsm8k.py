@@ -10,7 +10,7 @@ from logpi.errors import InputError
 from logpi.tasks.answers import last_number, number_in
 from logpi.tasks.base import Problem, Task
 from logpi.tasks.dataset import Row, Source
-from logpi.tasks.problems import Heldout, cell, chat, check_template, load_split, prompt_text
+from logpi.tasks.problems import Heldout, cell, chat, check_template, load_split, place_of, prompt_text
 from logpi.tasks.rewarding import Completion, as_reward, completion_text
 
 CALCULATION = re.compile(r"<<[^>]*>>")  # the data's calculator marks: 48/2 = <<48/2=24>>24
@@ -25,7 +25,9 @@ def gsm8k(data: Source, heldout: Heldout = 0.1, seed: int = 0, template: str = T
         question = cell(row, "question", index, source_name, str).strip()
         solution, marker, answer = cell(row, "answer", index, source_name, str).rpartition("####")
         if not marker or number_in(answer) is None:
-            raise InputError(f'{source_name}: row {index}: "answer" must end with "#### number", not {answer[-40:]!r}')
+            raise InputError(
+                f'{place_of(row, index, source_name)}: "answer" must end with "#### number", not {answer[-40:]!r}'
+            )
         answer = answer.strip()
         solution = f"{CALCULATION.sub('', solution).strip()}\n#### {answer}"
         return Problem(index, chat(template.format(question=question)), {"answer": answer, "solution": solution})

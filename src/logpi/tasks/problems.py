@@ -24,8 +24,14 @@ def problems_from_rows(
 def problem_from_row(index: int, row: Mapping[str, Any], prompt_column: str, source_name: str) -> Problem:
     """Return the problem of the row at an index; raise InputError where its prompt is missing, empty or no prompt."""
     prompt = cell(row, prompt_column, index, source_name)
-    _check_prompt(prompt, f'{source_name}: row {index}: "{prompt_column}"')
+    _check_prompt(prompt, f'{place_of(row, index, source_name)}: "{prompt_column}"')
     return Problem(index, prompt, {name: value for name, value in row.items() if name != prompt_column})
+
+
+def place_of(row: Mapping[str, Any], index: int, source_name: str) -> str:
+    """Return what errors call a row: "file.jsonl:3: row 2", without the line where it has none."""
+    line = getattr(row, "line", None)
+    return f"{source_name}: row {index}" if line is None else f"{source_name}:{line}: row {index}"
 
 
 def cell(row: Mapping[str, Any], column: str, index: int, source_name: str, kind: Any = object) -> Any:
@@ -33,11 +39,12 @@ def cell(row: Mapping[str, Any], column: str, index: int, source_name: str, kind
     if column not in row:
         present = ", ".join(map(str, row)) or "none"
         hint = did_you_mean(column, map(str, row))
-        raise InputError(f'{source_name}: row {index} has no column "{column}" (it has: {present}).{hint}')
+        place = place_of(row, index, source_name)
+        raise InputError(f'{place} has no column "{column}" (it has: {present}).{hint}')
     value = row[column]
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not object):
         wanted = getattr(kind, "__name__", kind)
-        raise InputError(f'{source_name}: row {index}: "{column}" is {value!r:.60}, a {type(value).__name__}; '
+        raise InputError(f'{place_of(row, index, source_name)}: "{column}" is {value!r:.60}, a {type(value).__name__}; '
                          f"it must be {wanted}")  # fmt: skip
     return value
 

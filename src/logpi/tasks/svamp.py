@@ -13,7 +13,7 @@ from logpi.errors import InputError, did_you_mean
 from logpi.tasks.answers import NUMBER, last_number, last_number_in, number_in, strict
 from logpi.tasks.base import Problem, Task
 from logpi.tasks.dataset import Row, Source
-from logpi.tasks.problems import Heldout, cell, chat, check_template, load_split, prompt_text
+from logpi.tasks.problems import Heldout, cell, chat, check_template, load_split, place_of, prompt_text
 from logpi.tasks.rewarding import Completion, as_reward, completion_text
 
 PARTIAL_CREDIT = 0.2  # of `graded`: a sum, difference, product or quotient of two numbers of the question
@@ -58,7 +58,7 @@ def svamp(
         question = _ended(cell(row, "Question", index, source_name, str), "?")
         answer = cell(row, "Answer", index, source_name, int | float)
         if not math.isfinite(answer):
-            raise InputError(f'{source_name}: row {index}: "Answer" is {answer}; it must be a finite number')
+            raise InputError(f'{place_of(row, index, source_name)}: "Answer" is {answer}; it must be a finite number')
         text = f"{int(answer)}" if answer == int(answer) else f"{answer}"
         asked = f"{body} {question}".strip()
         columns = {"answer": text, "numbers": NUMBER.findall(asked)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from logpi.errors import InputError
 from logpi.tasks.base import Problem, Task
 from logpi.tasks.dataset import Source, name_of, read_rows
-from logpi.tasks.problems import Heldout, cell, split_sources
+from logpi.tasks.problems import Heldout, cell, place_of, split_sources
 
 
 def text(data: Source, heldout: Heldout = 0.1, seed: int = 0) -> Task:
@@ -25,10 +25,11 @@ def text(data: Source, heldout: Heldout = 0.1, seed: int = 0) -> Task:
 def read_documents(source: Source) -> list[Problem]:
     """Return a problem for each document of a source; the document is its prompt."""
     name = name_of(source)
-    documents = [cell(row, "text", index, name, str) for index, row in enumerate(read_rows(source))]
-    for index, document in enumerate(documents):
+    rows = read_rows(source)
+    documents = [cell(row, "text", index, name, str) for index, row in enumerate(rows)]
+    for index, (row, document) in enumerate(zip(rows, documents)):
         if not document.strip():
-            raise InputError(f'{name}: row {index}: "text" is empty; remove the row or fill it in')
+            raise InputError(f'{place_of(row, index, name)}: "text" is empty; remove the row or fill it in')
     return [Problem(index, document) for index, document in enumerate(documents)]
 
 

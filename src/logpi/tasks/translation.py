@@ -14,7 +14,7 @@ from typing import Any
 from logpi.errors import InputError, did_you_mean, missing_extra
 from logpi.tasks.base import CorpusMetric, Problem, Task
 from logpi.tasks.dataset import Row, Source, name_of, read_rows
-from logpi.tasks.problems import Heldout, cell, chat, check_template, prompt_key, prompt_text, split_sources
+from logpi.tasks.problems import Heldout, cell, chat, check_template, place_of, prompt_key, prompt_text, split_sources
 from logpi.tasks.rewarding import Completion, as_reward, completion_text
 
 # What a completion may be mistaken for: the identifier knows 140 languages, and takes a short sentence for a rare one.
@@ -194,6 +194,7 @@ def _pair(index: int, row: Row, name: str) -> tuple[str, list[str]]:
     given = [cell(row, "target", index, name, str)] if pair else cell(row, "refs", index, name, list)
     if not source or not given or not all(isinstance(text, str) and text.strip() for text in given):
         raise InputError(
-            f"{name}: row {index}: source {source!r:.40}, references {given!r:.60}; both must be text, and not empty"
+            f"{place_of(row, index, name)}: source {source!r:.40}, references {given!r:.60}; both must be text, "
+            "and not empty"
         )
     return source, [text.strip() for text in given]

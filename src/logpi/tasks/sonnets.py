@@ -1,0 +1,132 @@
+"""Sonnet lines: a line is given, the next one must rhyme with it and have ten syllables, or one more or less.
+
+Rhyme and syllables are those of the CMU Pronouncing Dictionary (extra logpi[poems]): what it does not know does not
+rhyme.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from logpi.errors import InputError
+from logpi.tasks.base import Problem, Task
+from logpi.tasks.dataset import Source, name_of, read_rows
+from logpi.tasks.diversity import distinct
+from logpi.tasks.problems import Heldout, cell, check_template, split_sources
+from logpi.tasks.rewarding import Completion, as_reward, completion_text
+from logpi.tasks.rhyme import english_words, pronunciations, require_english, stresses, syllable_counts, words_rhyme
+
+TEMPLATE = (
+    "Two lines that rhyme:\nSo long as men can breathe, or eyes can see,\n"
+    "So long lives this, and this gives life to thee.\n\n"
+    "Two lines that rhyme:\n{line}\n"
+)
+SYLLABLES = (9, 11)
+MIN_WORDS = 4
+
+
+def sonnets(data: Source, heldout: Heldout = 0.1, seed: int = 0, template: str = TEMPLATE) -> Task:
+    """Return the task of rows {"lines": [text, ..]}, a poem each: every line whose last word the dictionary knows is a
+    prompt. Poems are held out whole. Held-out problems are completed by draws; the score is the share of lines that
+    rhyme and keep the metre in known words (`complete`)."""
+    check_template(template, "line")
+    require_english()
+
+    def read(source: Source) -> list[Problem]:
+        found: list[Problem] = []
+        for index, row in enumerate(read_rows(source)):
+            lines = cell(row, "lines", index, name_of(source), list)
+            if not lines or not all(isinstance(line, str) and line.strip() for line in lines):
+                raise InputError(f'{name_of(source)}: row {index}: "lines" is {lines!r:.60}; it must be lines of text')
+            for line in lines:
+                if (words := english_words(line)) and pronunciations(words[-1]):
+                    prompt = template.format(line=line.strip())
+                    found.append(Problem(len(found), prompt, {"line": line.strip(), "poem": index}))
+        if not found:
+            raise InputError(f"{name_of(source)}: no line ends with a word that the dictionary knows")
+        return found
+
+    train, held = split_sources(data, heldout, seed, read, lambda problem: str(problem.columns["poem"]))
+    return Task(
+        "sonnets",
+        train,
+        held,
+        rewards=[as_reward(verse)],
+        metrics=[as_reward(f) for f in (complete, verse, rhymes, in_metre, iambic)],
+        corpus_metrics=[distinct(1), distinct(2)],
+        score="complete",
+        watched=("iambic", "distinct_2"),
+        draws=True,
+    )
+
+
+# --- rewards ------------------------------------------------------------------------------------------------------
+
+
+def verse(completions: Sequence[Completion], line: Sequence[str], **_: Any) -> list[float]:
+    """Give (rhyme + metre)/2 · share of known words · share of words that are no repetition, in [0, 1]; 0 for fewer
+    than MIN_WORDS words, or where more than half of them are the given line's."""
+    return [_verse(_first_line(text), given) for text, given in zip(completions, line)]
+
+
+def complete(completions: Sequence[Completion], line: Sequence[str], **_: Any) -> list[float]:
+    """Give 1 where the line rhymes, keeps the metre, has known words alone and is worth at least 0.8."""
+    return [
+        float(_rhymes(words, given) and _metre(words) == 1.0 and _known(words) == 1.0 and _verse(words, given) >= 0.8)
+        for words, given in ((_first_line(text), given) for text, given in zip(completions, line))
+    ]
+
+
+def rhymes(completions: Sequence[Completion], line: Sequence[str], **_: Any) -> list[float]:
+    """Give 1 where the line's last word rhymes with the given line's and is another."""
+    return [float(_rhymes(_first_line(text), given)) for text, given in zip(completions, line)]
+
+
+def in_metre(completions: Sequence[Completion], **_: Any) -> list[float]:
+    """Give 1 where a reading of the line has 9 to 11 syllables."""
+    return [float(_metre(_first_line(text)) == 1.0) for text in completions]
+
+
+def iambic(completions: Sequence[Completion], **_: Any) -> list[float | None]:
+    """Give the share of the stressed syllables in words of several that stand in an even place, as an iamb's do; None
+    for a line without such words. It is the second judge: no reward pays for it."""
+    return [_iambic(_first_line(text)) for text in completions]
+
+
+def _first_line(completion: Completion) -> list[str]:
+    """Return the words of the first line that has some."""
+    lines = (english_words(line) for line in completion_text(completion).splitlines())
+    return next((words for words in lines if words), [])
+
+
+def _verse(words: list[str], given: str) -> float:
+    before = set(english_words(given))
+    if len(words) < MIN_WORDS or 2 * sum(word in before for word in words) > len(words):
+        return 0.0
+    return (_rhymes(words, given) + _metre(words)) / 2 * _known(words) * len(set(words)) / len(words)
+
+
+def _rhymes(words: list[str], given: str) -> bool:
+    return bool(words) and words_rhyme(words[-1], english_words(given)[-1])
+
+
+def _metre(words: list[str]) -> float:
+    """Return 1 for a line of 9 to 11 syllables, less by 1/5 for each syllable that is missing or too many."""
+    (least, most), (low, high) = syllable_counts(words), SYLLABLES
+    return max(0.0, 1 - max(0, low - most, least - high) / 5)
+
+
+def _known(words: list[str]) -> float:
+    return sum(bool(pronunciations(word)) for word in words) / len(words) if words else 0.0
+
+
+def _iambic(words: list[str]) -> float | None:
+    place, right, num = 0, 0, 0
+    for word in words:
+        stress = next(iter(stresses(word)), "1")
+        if len(stress) > 1:
+            found = [place + i for i, mark in enumerate(stress) if mark == "1"]
+            right, num = right + sum(i % 2 for i in found), num + len(found)
+        place += len(stress)
+    return right / num if num else None
