@@ -44,7 +44,10 @@ CELLS = {
     "rloo": [estimators.leave_one_out, losses.per_trajectory],
 }
 # what acts, where it acts, what it is asked: all that may differ
-OWN = ("policies", "device.py", "rollout", "environments", "tasks", "experience.py", "evaluation.py", "randomness.py")
+OWN = (
+    *("policies", "device.py", "rollout", "environments", "tasks"),
+    *("experience.py", "writing.py", "control.py", "evaluation.py", "randomness.py"),
+)
 
 
 def traced_step(recipe, overrides, folder):
