@@ -265,3 +265,10 @@ def test_what_cannot_be_is_said(tiny, tmp_path, changes, message):
 def test_what_an_environment_has_not_is_said(changes, message):
     with pytest.raises(InputError, match=message):
         api.resolve("cartpole", changes)
+
+
+def test_a_run_with_nothing_held_out_evaluates_nothing(tiny, tmp_path):
+    task = {"name": "custom", "data": PROMPTS, "rewards": varied, "heldout": 0}
+    config = api.make_config({"task": task, "policy": {"model": tiny}, "rollout": {"max_completion_length": 6}})
+    found = api.build(config)[0].evaluate(0, full=True)
+    assert found.n == 0 and found.extras["texts"] == []

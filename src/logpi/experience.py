@@ -92,8 +92,8 @@ class TaskExperience:
         self.greedy = replace(self.sampling, stream=Stream.EVALUATION, greedy=True)
         self.problems = {problem.uid: problem for problem in task.train}
         self.order = PromptOrder(list(self.problems), seed, num_prompts + num_spare_prompts, upsampling)
-        for problems, is_trained in ((task.train, True), (task.heldout, False)):
-            self.check_length(max(problems, key=lambda p: len(self._begun_prompt(p, is_trained))), is_trained)
+        asked = [(problem, True) for problem in task.train] + [(problem, False) for problem in task.heldout]
+        self.check_length(*max(asked, key=lambda pair: len(self._begun_prompt(*pair))))
 
     # --- prompts and texts -------------------------------------------------------------------------------------
 
@@ -202,7 +202,9 @@ class TaskExperience:
         extras: dict[str, Any] = {"texts": texts[:8]}
         if self.task.watched:
             extras["watched"] = list(self.task.watched)
-        return replace(result, extras=result.extras | extras | (self._full_report(step) if full else {}))
+        return replace(
+            result, extras=result.extras | extras | (self._full_report(step) if full and self.task.heldout else {})
+        )
 
     def _evaluate(self, problems: Sequence[Problem]) -> tuple[Evaluation, list[dict[str, Any]]]:
         metrics = self.task.metrics or self.task.rewards

@@ -57,6 +57,8 @@ def generate(
 ) -> list[Trajectory]:
     """Sample `num_generations` completions of each prompt, in the prompts' order; rewards are left to the tasks."""
     trajectories: list[Trajectory] = []
+    if not prompts:
+        return trajectories
     capacity = round_up(max(len(p.tokens) for p in prompts) + sampling.max_new_tokens, KEY_MULTIPLE)
     num_rows = min(sampling.max_rows, sampling.max_keys // capacity)
     prompts_at_once = max(1, num_rows // num_generations)
