@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 from functools import partial
 from pathlib import Path
 
@@ -19,8 +18,8 @@ from logpi.tasks.camrest import corpus_bleu
 from logpi.tasks.restaurant_user import MESSAGE_COST, PATIENCE, Service, Wording, acts_of, plain
 from logpi.tasks.restaurants import Restaurants, fill, read_search, search_line
 
-DATA = Path(os.environ.get("LOGPI_DATA", "/work/shared/data")) / "dialogue_camrest676" / "CamRest676.json.gz"
-real = pytest.mark.skipif(not DATA.exists(), reason=f"{DATA} is not here (LOGPI_DATA names the folder of the data)")
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "dialogue_camrest676" / "CamRest676.json.gz"
+real = pytest.mark.skipif(not DATA.exists(), reason=f"the development data is not at {DATA}")
 HEAD = "# the corpus begins\n# with a licence\n"
 
 VENUES = [
