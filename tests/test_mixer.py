@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import pytest
 import torch
 from models import write
+from test_dynamic_sampling import Silent, rows, varied
 
 from logpi import api
 from logpi.algorithms import get_algorithm
@@ -25,18 +25,6 @@ def tiny(tmp_path_factory):
     return write(tmp_path_factory.mktemp("model") / "tiny", "llama")
 
 
-def varied(completions, **_):
-    return [(7 * len(text) + sum(map(ord, text))) % 11 / 10 for text in completions]
-
-
-class Silent:
-    def start(self, info): ...
-    def evaluation(self, step, result): ...
-    def step(self, metrics, timing, sample): ...
-    def note(self, text): ...
-    def finish(self, summary): ...
-
-
 def settings(tiny, **sections):
     rollout = {"num_prompts": 4, "num_generations": 3, "max_completion_length": 6, "solution_tokens": 4}
     rollout |= sections.pop("rollout", {})
@@ -46,10 +34,6 @@ def settings(tiny, **sections):
         "learner": {"learning_rate": 3e-3}, "evaluation": {"full_report": False, "every_steps": None},
         "checkpoint": {"every_steps": 1}, **sections,
     }  # fmt: skip
-
-
-def rows(folder, name):
-    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
 
 
 def test_fewer_tokens_are_given_by_step_and_never_the_last(tiny):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import replace
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from models import write
+from test_dynamic_sampling import Silent, rows
 
 from logpi import api
 from logpi.algorithms import get_algorithm
@@ -107,14 +107,6 @@ def tiny(tmp_path_factory):
     return write(tmp_path_factory.mktemp("model") / "tiny", "llama")
 
 
-class Silent:
-    def start(self, info): ...
-    def evaluation(self, step, result): ...
-    def step(self, metrics, timing, sample): ...
-    def note(self, text): ...
-    def finish(self, summary): ...
-
-
 def of_the_prompt(prompts, completions, **_):
     """Rewards that differ for every other prompt only."""
     return [int(p.split("+")[0]) % 2 * (sum(map(ord, c)) % 7) / 7 for p, c in zip(prompts, completions, strict=True)]
@@ -127,10 +119,6 @@ def start(tiny, folder, **changes):
         policy={"dtype": "float32"}, rollout=rollout | changes.pop("rollout", {}), learner={"learning_rate": 1e-3},
         evaluation={"full_report": False, "every_steps": None}, checkpoint={"every_steps": 2}, strict=True, **changes,
     )  # fmt: skip
-
-
-def rows(folder, name):
-    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
 
 
 def test_a_run_asks_more_often_what_it_can_learn_from(tiny, tmp_path):
