@@ -63,7 +63,7 @@ def table(task: str, found: Mapping[str, Any]) -> str:
     digits, low, high = shape["digits"], *shape["targets"]
     lines = [
         f"| algorithm | rate | score at the end | mean of all checks | {shape['x']} to {low:g} | to {high:g} "
-        "| seconds | processor seconds | informative groups | ratio beyond 0.8–1.2 |",
+        "| seconds | processor seconds | informative groups | actions clipped |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, row in found["tasks"][task].items():
