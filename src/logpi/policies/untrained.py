@@ -60,13 +60,14 @@ def write_untrained(
 
 def learn_tokenizer(texts: Sequence[str], vocab_size: int) -> Any:
     """Return a byte-level BPE tokenizer of at most `vocab_size` tokens: the most frequent pair becomes a token, again
-    and again (Sennrich et al. 2016; over bytes, Radford et al. 2019). It has a token for the end and one for each role
-    of a chat, and a template that uses them."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    and again (Sennrich et al. 2016; over bytes, Radford et al. 2019), within a word or one Chinese character. It has a
+    token for the end and one for each role of a chat, and a template that uses them."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    characters = pre_tokenizers.Split(Regex(r"\p{Han}"), "isolated")  # Chinese has no spaces between words
+    backend.pre_tokenizer = pre_tokenizers.Sequence([characters, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
