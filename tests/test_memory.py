@@ -6,7 +6,11 @@ import pytest
 import torch
 from models import NATIVE_BF16, policy, sample
 
-from logpi.policies.memory import Work, memory_estimate
+from logpi import api, platforms
+from logpi.config import make_config
+from logpi.errors import InputError
+from logpi.policies import memory
+from logpi.policies.memory import Work, memory_estimate, require_memory
 from logpi.trajectory import make_batch
 
 
@@ -44,3 +48,42 @@ def test_an_adapter_has_a_small_gradient_and_a_reference_costs_full_weights_only
     lora = memory_estimate(config, Work(torch.float32, 8, 10, 10, 64, lora_rank=2, has_reference=True))
     assert full["reference"] == full["weights"] and lora["reference"] == 0
     assert lora["optimiser"] < full["optimiser"] / 3 and lora["total"] < full["total"]
+
+
+@pytest.mark.parametrize(
+    ("share", "remedy"),
+    [
+        (0.7, "--learner.micro-batch-tokens 256 --rollout.max-rows 16 brings it to about"),
+        (0.2, "--policy.lora.r 16 --learner.micro-batch-tokens 256 --rollout.max-rows 16 brings it to about"),
+        (0.01, "take a smaller model"),
+    ],
+)
+def test_a_run_that_the_machine_is_too_small_for_is_refused_with_what_makes_it_fit(
+    tmp_path, monkeypatch, share, remedy
+):
+    config = api.resolve("smollm2-addition", {"learner": {"micro_batch_tokens": 8192}, "policy": {"dtype": "float32"}})
+    shape = api.dry_run(config)["memory"]
+    there = int(share * shape["total"])
+    monkeypatch.setattr(memory, "memory_bytes", lambda: there)
+    with pytest.raises(InputError, match=remedy) as told:
+        api.run(config, folder=tmp_path / "run")
+    assert f"the machine has {there / 1e9:.1f} GB" in str(told.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_within_the_estimates_error_is_not_refused(monkeypatch):
+    config = make_config({"recipe": "custom", "task": {"name": "addition"}, "policy": {"model": "m"}}, "test")
+    shape = policy("llama").network.config
+    total = memory_estimate(shape, Work.of(config, prompt_length=0))["total"]
+    for there, is_refused in ((0.76 * total, False), (0.74 * total, True)):
+        monkeypatch.setattr(memory, "memory_bytes", lambda there=there: int(there))
+        if is_refused:
+            with pytest.raises(InputError, match="the run needs about"):
+                require_memory(config, shape)
+        else:
+            require_memory(config, shape)
+
+
+def test_the_machines_memory_is_known_here():
+    found = platforms.memory_bytes()
+    assert found is not None and 10**9 < found < 10**14

@@ -102,6 +102,8 @@ def run(
     from logpi.evaluation import check_rewards
     from logpi.interrupts import Interrupts
     from logpi.platforms import require_posix
+    from logpi.policies.loading import load_config
+    from logpi.policies.memory import require_memory
     from logpi.policies.model_folder import find
     from logpi.run_folder import RunFolder
     from logpi.tasks.isolation import IN_WORKER, close
@@ -121,7 +123,9 @@ def run(
         require_use(config, task)
         check_rewards(task, config.reward.on_failure)
         if config.policy.model:
-            find(config.policy.model)
+            source = find(config.policy.model)
+            if config.policy.kind == "causal_lm" and not config.begins_anew:
+                require_memory(config, load_config(source))
     else:
         environment_of(config)
     if fork is not None:

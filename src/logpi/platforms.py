@@ -80,6 +80,17 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def memory_bytes() -> int | None:
+    """Return how much memory there is for all processes: the machine's, or its control group's limit; None: unknown."""
+    found = []
+    with contextlib.suppress(ValueError, OSError, AttributeError):
+        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # of a container; version 2, version 1
+        with contextlib.suppress(OSError, ValueError):
+            found.append(int(Path("/sys/fs/cgroup", name).read_text()))
+    return min(found, default=None)
+
+
 def kill_group(pid: int) -> None:
     """Kill a child that leads a process group, and all that it started in it."""
     with contextlib.suppress(ProcessLookupError, PermissionError):

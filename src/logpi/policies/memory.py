@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from logpi.device import resolve_dtype
+from logpi.errors import InputError
+from logpi.platforms import memory_bytes
 from logpi.policies.attention import KEY_MULTIPLE, round_up
 from logpi.policies.token_log_probs import CHUNK_BYTES
 
 PROCESS = 400 * 10**6  # Python, torch, transformers and what they load
+SURELY = 0.75  # an estimate may be a quarter too high
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,41 @@ def memory_estimate(model_config: Any, work: Work) -> dict[str, int]:
     stays = sum(parts[name] for name in ("process", "weights", "sampling_weights", "reference", "optimiser"))
     learning = sum(parts[name] for name in ("gradient", "activations", "logits"))
     return {**parts, "total": stays + max(learning, parts["cache"])}
+
+
+def require_memory(run: Any, model_config: Any) -> None:
+    """Raise InputError where the machine is too small for a run, with an option that makes it fit, if one does."""
+    work, there = Work.of(run, prompt_length=0), memory_bytes()
+    if there is None or not hasattr(model_config.get_text_config(), "num_attention_heads"):
+        return  # unknown, or a kind of network that loading refuses
+    found = memory_estimate(model_config, work)
+    if SURELY * found["total"] <= there:
+        return
+    parts = ", ".join(
+        f"{name.replace('_', ' ')} {found[name] / 1e9:.1f}"
+        for name in ("weights", "sampling_weights", "reference", "optimiser", "gradient", "activations", "cache")
+        if found[name]
+    )
+    remedy = "take a smaller model"
+    for option, smaller in _smaller(work):
+        total = memory_estimate(model_config, smaller)["total"]
+        if total <= there:
+            remedy = f"{option} brings it to about {total / 1e9:.1f} GB"
+            break
+    raise InputError(
+        f"policy.model: the run needs about {found['total'] / 1e9:.1f} GB of memory ({parts}), the machine has "
+        f"{there / 1e9:.1f} GB; {remedy}"
+    )
+
+
+def _smaller(work: Work) -> Iterator[tuple[str, Work]]:
+    """Yield options that need less memory, those that change the result last."""
+    few = replace(work, micro_batch_tokens=min(256, work.micro_batch_tokens), rows=min(16, work.rows))
+    options = "--learner.micro-batch-tokens 256 --rollout.max-rows 16"
+    yield options, few
+    if work.lora_rank is None:
+        yield "--policy.lora.r 16", replace(work, lora_rank=16)
+        yield f"--policy.lora.r 16 {options}", replace(few, lora_rank=16)
 
 
 def _heads(config: Any) -> tuple[int, int, int]:
