@@ -11,6 +11,7 @@ from models import CONTEXT, ENDS, NATIVE_BF16, policy, prompts, sample
 
 from logpi.policies.token_log_probs import Transform
 from logpi.randomness import Stream
+from logpi.rollout import engine
 from logpi.rollout.engine import Sampling, TokenPrompt, generate
 from logpi.rollout.sampling import draw
 
@@ -54,7 +55,9 @@ def test_pairs_of_tokens_come_as_often_as_softmax_says(temperature, fits):
         log_probs = eager(tiny)(input_ids=rows).logits[:, -2:].double().log_softmax(-1)
         expected = (log_probs[0, 0][:, None] + log_probs[:, 1]).exp().flatten()
     tiny.transform = Transform(temperature)
-    drawn = torch.stack([t.actions for t in generate(tiny, [prompt], 20_000, Sampling(2, max_rows=20_000))])
+    drawn = torch.stack(
+        [t.actions for t in generate(tiny, [prompt], 20_000, Sampling(2, max_rows=20_000, max_keys=20_000 * 64))]
+    )
     counts = torch.bincount(drawn[:, 0] * 6 + drawn[:, 1], minlength=36).double()
     p = p_value(counts, expected)
     print(f"p = {p:.3g}")
@@ -115,6 +118,19 @@ def same(a, b):
     )
 
 
+@pytest.mark.parametrize(("num_generations", "max_rows"), [(4, 8), (20, 8), (3, 8)])
+def test_no_more_completions_run_side_by_side_than_allowed(monkeypatch, num_generations, max_rows):
+    run, seen = engine._run, []
+
+    def watched(policy, prompts, num_samples, *rest):
+        seen.append(len(prompts) * num_samples)
+        return run(policy, prompts, num_samples, *rest)
+
+    monkeypatch.setattr(engine, "_run", watched)
+    generate(policy("llama"), prompts(LENGTHS), num_generations, Sampling(4, max_rows=max_rows))
+    assert max(seen) <= max_rows and sum(seen) == len(LENGTHS) * num_generations
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_completions_do_not_depend_on_their_company(kind, dtype):
@@ -129,8 +145,9 @@ def test_completions_do_not_depend_on_their_company(kind, dtype):
         assert [t.group for t in found] == [i for i in range(len(asked)) for _ in range(4)]
         assert all(same(t, whole[t.prompt_uid, t.sample]) for t in found)
 
-    for max_rows in (4, 8, 12, 1000):
+    for max_rows in (3, 4, 8, 12, 1000):  # 3: a group does not fit
         check(asked, max_rows=max_rows)
+    check(asked, max_keys=1)
     check(asked[::-1])
     check([asked[i] for i in (4, 0, 6)], max_rows=8)
     for prompt in asked[:3]:

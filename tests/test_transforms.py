@@ -245,7 +245,9 @@ def test_pairs_of_tokens_come_as_often_as_the_renormalised_distribution_says(dra
         logits = eager(tiny)(input_ids=rows).logits[:, -2:]
     log_pi = torch.stack([torch.stack([by_sorting(place, expected_of) for place in row]) for row in logits])
     expected = (log_pi[0, 0][:, None] + log_pi[:, 1]).exp().flatten()
-    pairs = torch.stack([t.actions for t in generate(tiny, [prompt], 10_000, Sampling(2, max_rows=10_000))])
+    pairs = torch.stack(
+        [t.actions for t in generate(tiny, [prompt], 10_000, Sampling(2, max_rows=10_000, max_keys=10_000 * 64))]
+    )
     counts = torch.bincount(pairs[:, 0] * 6 + pairs[:, 1], minlength=36).double()
     outside, possible = int(counts[expected == 0].sum()), expected > 0
     p = p_value(counts[possible], expected[possible])

@@ -7,8 +7,8 @@ a row's bits don't depend on the others, so how completions are batched changes 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -60,17 +60,15 @@ def generate(
     if not prompts:
         return trajectories
     capacity = round_up(max(len(p.tokens) for p in prompts) + sampling.max_new_tokens, KEY_MULTIPLE)
-    num_rows = min(sampling.max_rows, sampling.max_keys // capacity)
-    prompts_at_once = max(1, num_rows // num_generations)
-    for start in range(0, len(prompts), prompts_at_once):
-        part = prompts[start : start + prompts_at_once]
-        for record in _run(policy, part, num_generations, sampling, step):
-            prompt = part[record.row // num_generations]
+    num_rows = min(sampling.max_rows, max(ROW_MULTIPLE, sampling.max_keys // capacity))
+    for part, num_samples in _parts(prompts, num_generations, num_rows):
+        for record in _run(policy, [prompt for _, prompt in part], num_samples, sampling, step):
+            group, prompt = part[record.row // num_samples]
             trajectories.append(
                 Trajectory(
                     prompt_uid=prompt.uid,
-                    sample=prompt.first_sample + record.row % num_generations,
-                    group=start + record.row // num_generations,
+                    sample=prompt.first_sample + record.row % num_samples,
+                    group=group,
                     policy_version=policy_version,
                     actions=torch.tensor(record.tokens),
                     behavior_log_probs=torch.stack(record.log_probs),
@@ -82,6 +80,23 @@ def generate(
                 )
             )
     return trajectories
+
+
+def _parts(
+    prompts: Sequence[TokenPrompt], num_generations: int, num_rows: int
+) -> Iterator[tuple[list[tuple[int, TokenPrompt]], int]]:
+    """Yield what runs side by side: prompts, each with its group, and how many completions of each; a group of more
+    than `num_rows` comes in several parts."""
+    groups = list(enumerate(prompts))
+    if num_generations <= num_rows:
+        at_once = num_rows // num_generations
+        for start in range(0, len(groups), at_once):
+            yield groups[start : start + at_once], num_generations
+        return
+    for group, prompt in groups:
+        for first in range(0, num_generations, num_rows):
+            part = replace(prompt, first_sample=prompt.first_sample + first)
+            yield [(group, part)], min(num_rows, num_generations - first)
 
 
 class _Completion:
