@@ -1,5 +1,6 @@
 """The short runs that are killed: full fine-tuning over an epoch's edge, LoRA inside PPO's update cycle, episodes of
-several turns, CartPole, and warm starts: supervised fine-tuning, and pre-training from the text on."""
+several turns, CartPole, an encoder that tags words, and warm starts: supervised fine-tuning and pre-training from the
+text on, of either kind of network."""
 
 from __future__ import annotations
 
@@ -103,7 +104,40 @@ SMOLLM2 = (
     "--rollout.num-generations 4 --rollout.max-completion-length 8 --evaluation.every-steps 2 "
     "--evaluation.full-report false --checkpoint.every-steps 1 --checkpoint.keep 1"
 )
-KINDS = ("full", "lora", "turns", "cartpole", "sft", "pretrain")
+ENCODER = """
+max_steps = {steps}
+threads = 1
+
+[task]
+name = "role_labelling"
+data = "{root}/srl.jsonl"
+form = "tags"
+heldout = 2
+
+[policy]
+kind = "encoder"
+dtype = "float32"
+model = "{root}/encoder"
+
+[rollout]
+num_prompts = 2
+num_generations = 4
+
+[algorithm]
+name = "rloo"
+beta = 0.01
+
+[learner]
+learning_rate = 1e-3
+
+[evaluation]
+every_steps = 2
+full_report = false
+
+[checkpoint]
+every_steps = 1
+"""
+KINDS = ("full", "lora", "turns", "cartpole", "tagger", "sft", "sft-tagger", "pretrain", "pretrain-masked")
 
 
 def prepare(root: Path, steps: int = 3) -> None:
@@ -132,18 +166,43 @@ def prepare(root: Path, steps: int = 3) -> None:
     (root / "said.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (root / "read.txt").write_text("".join(f"{i} + 1 = {i + 1}\n" for i in range(12)))
     new = f"[pretrain]\nbatch_size = 2\nblock_size = 16\nvocab_size = 280\nshape = {{ {SHAPE} }}"
+    tagged = f"[sft]\nbatch_size = 2\n[sft.new]\nvocab_size = 280\ncontext_length = 64\nshape = {{ {SHAPE} }}"
+    encoder = 'kind = "encoder"'
     warm = (
         ("sft", "demonstrations", "said.jsonl", f'model = "{root}/model"', "[sft]\nbatch_size = 2"),
+        ("sft-tagger", "role_labelling", 'srl.jsonl"\nform = "tags', encoder, tagged),
         ("pretrain", "text", "read.txt", "", new),
+        ("pretrain-masked", "text", "read.txt", encoder, new),
     )
+    _prepare_tagger(root, steps)
     for name, task, data, policy, section in warm:
         task = f'name = "{task}"\ndata = "{root}/{data}"'
         text = WARM.format(steps=steps, task=task, policy=policy, section=section)
         (root / f"{name}.toml").write_text(text)
 
 
+def _prepare_tagger(root: Path, steps: int) -> None:
+    """Write a new encoder, and sentences with their predicates' arguments."""
+    from logpi.policies.untrained_encoder import write_untrained_encoder
+
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    (root / "encoder").mkdir()
+    write_untrained_encoder(root / "encoder", [], labels=(), vocab_size=258, context=64, shape=shape, seed=0)
+    rows = [
+        {
+            "id": str(i),
+            "tokens": ["Ann", "sold", str(i), "cars"],
+            "props": [{"predicate": 1, "roleset": "sell.01", "args": [["ARG0", 0, 1], ["ARG1", 2, 4]]}],
+        }
+        for i in range(7)
+    ]
+    (root / "srl.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (root / "tagger.toml").write_text(ENCODER.format(root=root, steps=steps))
+
+
 def arguments(root: Path, kind: str, run: Path, steps: int = 3) -> list[str]:
     """Return the command's words."""
     packaged = {"cartpole": CARTPOLE, "smollm2": SMOLLM2}
     what = packaged[kind].format(steps=steps).split() if kind in packaged else [str(root / f"{kind}.toml")]
-    return [kind if kind in ("sft", "pretrain") else "train", *what, "--run", str(run)]
+    command = kind.partition("-")[0]
+    return [command if command in ("sft", "pretrain") else "train", *what, "--run", str(run)]
