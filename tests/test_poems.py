@@ -14,6 +14,7 @@ import pytest
 
 from logpi import api
 from logpi.errors import InputError
+from logpi.evaluation import corpus_estimate
 from logpi.tasks import make_task, rhyme
 from logpi.tasks.rhyme import characters_rhyme, has_level_tone, rhyming_part, stresses, syllable_counts, words_rhyme
 
@@ -80,7 +81,8 @@ def test_syllables_and_stress_are_the_dictionarys():
 
 
 def test_characters_rhyme_by_the_thirteen_tracks():
-    assert characters_rhyme("流", "樓") and characters_rhyme("山", "還") and not characters_rhyme("流", "山")
+    assert characters_rhyme("流", "樓") and characters_rhyme("山", "間") and not characters_rhyme("流", "山")
+    assert not characters_rhyme("迷", "隔")  # ge2; a rare reading, ji1, would: a policy found it
     assert not characters_rhyme("流", "流") and not characters_rhyme("a", "b") and not characters_rhyme("，", "。")
     assert has_level_tone("流") and has_level_tone("樓") and not has_level_tone("盡")
     assert len(rhyme.RHYME_GROUP) == sum(len(group.split()) for group in rhyme.GROUPS) and len(rhyme.GROUPS) == 13
@@ -185,8 +187,10 @@ def test_real_quatrains_have_their_form_and_mostly_rhyme_today():
     texts = [p.columns["rest"] for p in task.train]
     assert len(task.heldout) == 200 and len(texts) > 750
     assert np.mean(quatrains.in_lines(texts, **given)) == 1.0
-    assert 0.83 < np.mean(quatrains.in_rhyme(texts, **given)) < 0.92
+    assert 0.80 < np.mean(quatrains.in_rhyme(texts, **given)) < 0.92
     assert 0.85 < np.mean(quatrains.level_rhymes(texts, **given)) < 0.95
+    alike = corpus_estimate(task.corpus_metrics[2], [texts[0]] * 40, {}).score
+    assert alike == 1 / 40 and corpus_estimate(task.corpus_metrics[2], texts[:40], {}).score > 0.9
 
 
 def test_only_regular_poems_are_taken():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from logpi.tasks.base import CorpusMetric
@@ -15,16 +15,19 @@ TOKEN = re.compile(
 )  # a word, a Chinese character, a mark
 
 
-def distinct(n: int) -> CorpusMetric:
+def distinct(
+    n: int, name: str | None = None, part: Callable[[Completion], str] = completion_text, of: str = "completions"
+) -> CorpusMetric:
     """Return distinct-n: different n-grams of all texts over their number of n-grams, tokens in lower case, none across
     two texts (Li et al. 2016, "A diversity-promoting objective function for neural conversation models", section 5.2).
+    `part` takes from a completion what counts, and `of` says what that is.
 
     It falls with the number of texts: compare equal numbers. A bootstrap would repeat texts, so its interval is the
     jackknife's.
     """
 
     def statistics(completions: Sequence[Completion], **_: Any) -> list[list[float]]:
-        counts = [_grams(completion_text(completion), n) for completion in completions]
+        counts = [_grams(part(completion), n) for completion in completions]
         place = {gram: i for i, gram in enumerate(dict.fromkeys(gram for found in counts for gram in found))}
         rows = [[0.0] * len(place) for _ in counts]
         for row, found in zip(rows, counts):
@@ -36,8 +39,8 @@ def distinct(n: int) -> CorpusMetric:
         total = sum(sums)
         return sum(count > 0 for count in sums) / total if total else 0.0
 
-    signature = f"n:{n}|case:lower|tokens:words, Chinese characters, marks|corpus:all completions"
-    return CorpusMetric(f"distinct_{n}", statistics, score, lambda: signature, resampling="jackknife")
+    signature = f"n:{n}|case:lower|tokens:words, Chinese characters, marks|corpus:all {of}"
+    return CorpusMetric(name or f"distinct_{n}", statistics, score, lambda: signature, resampling="jackknife")
 
 
 def _grams(text: str, n: int) -> Counter[tuple[str, ...]]:

@@ -51,10 +51,10 @@ def quatrains(data: Source, heldout: Heldout = 200, seed: int = 0) -> Task:
         held,
         rewards=[as_reward(form)],
         metrics=[as_reward(f) for f in (complete, form, in_lines, in_rhyme, level_rhymes)],
-        corpus_metrics=[distinct(1), distinct(2)],
+        corpus_metrics=[distinct(1), distinct(2), distinct(2, "distinct_rhymes", rhyming_characters, "rhymes")],
         solution="rest",
         score="complete",
-        watched=("level_rhymes", "distinct_2"),
+        watched=("level_rhymes", "distinct_2", "distinct_rhymes"),
         draws=True,
     )
 
@@ -107,6 +107,12 @@ def level_rhymes(completions: Sequence[Completion], first: Sequence[str], **_: A
     """Give the share of the second and fourth lines that end in a level tone, as the rule asks. It is the second judge:
     no reward pays for it."""
     return [sum(has_level_tone(line[-1]) for line in lines[:3:2]) / 2 for lines, _ in _poems(completions, first)]
+
+
+def rhyming_characters(completion: Completion) -> str:
+    """Return the last characters of the poem's second and fourth lines; of less than three lines, nothing."""
+    lines = lines_of(completion_text(completion))
+    return lines[0][-1] + lines[2][-1] if len(lines) > 2 else ""
 
 
 def _poems(completions: Sequence[Completion], first: Sequence[str]) -> list[tuple[list[str], str]]:

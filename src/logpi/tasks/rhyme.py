@@ -83,21 +83,21 @@ def require_chinese() -> None:
 
 
 @cache
-def rhyme_groups(character: str) -> frozenset[int]:
-    """Return the rhyme groups of a character's readings today; none for what is no character."""
-    found = _pinyin().pinyin(character, style=_pinyin().Style.FINALS, heteronym=True, strict=True, errors="ignore")
-    finals = [final.replace("v", "ü") for readings in found for final in readings]
-    return frozenset(RHYME_GROUP[final] for final in finals if final in RHYME_GROUP)
+def rhyme_group(character: str) -> int | None:
+    """Return the rhyme group of a character's common reading today; None for what is no character."""
+    found = _pinyin().pinyin(character, style=_pinyin().Style.FINALS, strict=True, errors="ignore")
+    return RHYME_GROUP.get(found[0][0].replace("v", "ü")) if found else None
 
 
 @cache
 def has_level_tone(character: str) -> bool:
-    """Whether a reading of today has the first or second tone, which most of the old level tone became."""
-    found = _pinyin().pinyin(character, style=_pinyin().Style.FINALS_TONE3, heteronym=True, errors="ignore")
+    """Whether the common reading of today has the first or second tone, which most of the old level tone became."""
+    found = _pinyin().pinyin(character, style=_pinyin().Style.FINALS_TONE3, errors="ignore")
     return any(reading[-1:] in ("1", "2") for readings in found for reading in readings)
 
 
 def characters_rhyme(a: str, b: str) -> bool:
-    """Whether two different characters share a rhyme group, the thirteen tracks of today's Mandarin. Poets of the Tang
-    rhymed by the sounds of their time: of their poems some are missed."""
-    return a != b and not rhyme_groups(a).isdisjoint(rhyme_groups(b))
+    """Whether two different characters, by their common readings, are of one rhyme group, the thirteen tracks of
+    today's Mandarin. Poets of the Tang rhymed by the sounds of their time: of their poems some are missed. (Where any
+    reading was enough, a policy ended every poem with a rare one.)"""
+    return a != b and rhyme_group(a) is not None and rhyme_group(a) == rhyme_group(b)
