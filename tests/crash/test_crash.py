@@ -83,13 +83,14 @@ def reached(jobs: list[dict]) -> None:
 
 
 WRITES = ("write", "pwrite64", "writev")
+FEWER = ("turns", "tagger", "sft-tagger", "pretrain-masked")  # sampled less: they write as the others do
 
 
 def killed(whole, every: bool) -> list[dict]:
     """Return the jobs: SIGKILL at a call, in the middle of a write, and with a power cut."""
     jobs = []
     for kind in KINDS:
-        many, few = (None, None) if every else (4, 1) if kind == "turns" else (9, 3)
+        many, few = (None, None) if every else (4, 1) if kind in FEWER else (9, 3)
         jobs += [{"kind": kind, "kill_at": k} for k in points(whole, kind, sample=many)]
         jobs += [{"kind": kind, "kill_at": k, "torn": True} for k in points(whole, kind, WRITES, few)]
         jobs += [{"kind": kind, "kill_at": k, "power_cut": True} for k in points(whole, kind, sample=few)]
