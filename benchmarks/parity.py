@@ -1,4 +1,4 @@
-"""What the agreement to the last bit costs: `python benchmarks/parity.py [--steps 5] [--words 0] [--long]`.
+"""What the agreement to the last bit costs: `python benchmarks/parity.py [--steps 5] [--long [--words 160]]`.
 
 Steps of SmolLM2-135M in turns, from the same weights, on the same prompts with the same random numbers: as logpi does
 them, and with what torch offers that is not bound to the last bit: its fused attention in sampling or in learning, its
@@ -27,17 +27,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from logpi import api
-from logpi.config import make_config
 from logpi.device import product_dtype
 from logpi.learner import Learner
-from logpi.policies import token_log_probs
 from logpi.policies.packing import Packing, rows_of_heads
+from logpi.rollout.sampling import draw
 from logpi.run_folder import RunFolder
 from logpi.trainer import Trainer
 
 sys.path.append(str(HERE / "sides"))
-from rewards import checksum
-from texts import additions
+from step_config import step_config
 
 # --- what is not exact -----------------------------------------------------------------------------------------
 
@@ -54,11 +52,9 @@ def packed_attention(packing: Packing, query: Tensor, key: Tensor, value: Tensor
     query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     found, places = [], []
     for block in packing.blocks:
-        asking, asked = (x[block.queries].transpose(1, 2) if x is query else x[block.keys].transpose(1, 2)
-                         for x in (query, key))  # fmt: skip
-        own = F.scaled_dot_product_attention(
-            asking, asked, value[block.keys].transpose(1, 2), ~block.masked, scale=scaling, enable_gqa=True
-        )
+        parts = query[block.queries], key[block.keys], value[block.keys]
+        asking, asked, values = (part.transpose(1, 2) for part in parts)
+        own = F.scaled_dot_product_attention(asking, asked, values, ~block.masked, scale=scaling, enable_gqa=True)
         found.append(own.flatten(0, -2))
         places.append(rows_of_heads(block.queries, query.shape[1], query.shape[1]).flatten())
     rows, place = torch.cat(found), torch.cat(places)
@@ -69,8 +65,6 @@ def packed_attention(packing: Packing, query: Tensor, key: Tensor, value: Tensor
 
 def choose(logits: Tensor, transform: Any, uniforms: Any) -> tuple[Tensor, Tensor, Tensor]:
     """As logpi's, by log_softmax over all rows at once."""
-    from logpi.rollout.sampling import draw
-
     log_probs = torch.log_softmax(logits.float() / transform.temperature, -1)
     probabilities = log_probs.exp()
     tokens = logits.argmax(-1) if uniforms is None else draw(probabilities, uniforms)
@@ -85,12 +79,11 @@ def action_log_probs(hidden, weight, bias, actions, transform, dtype, reference=
     return every.gather(1, actions[:, None])[:, 0], None, None
 
 
-def unpadded(tensor: Tensor, multiple: int = token_log_probs.ROW_MULTIPLE, dim: int = 0) -> Tensor:
-    """Rows as they are; keys padded all the same, which a growing cache needs."""
-    return token_log_probs_pad(tensor, multiple, dim) if multiple > token_log_probs.ROW_MULTIPLE else tensor
+def unpadded(tensor: Tensor, *_: int) -> Tensor:
+    """Rows as they are."""
+    return tensor
 
 
-token_log_probs_pad = token_log_probs.pad_rows
 SAMPLED = {"logpi.policies.fused.attention_of": attention_of}
 LEARNT = {"logpi.policies.packing.Packing.attention": packed_attention}
 SOFTMAX_SAMPLED = {"logpi.rollout.engine.choose": choose}
@@ -99,6 +92,8 @@ ROWS = {
     "logpi.rollout.engine.ROW_MULTIPLE": 1,
     "logpi.policies.causal_lm.pad_rows": unpadded,
     "logpi.policies.token_log_probs.pad_rows": unpadded,
+    "logpi.policies.attention.product": torch.matmul,
+    "logpi.policies.packing.product": torch.matmul,
 }
 MODES: dict[str, dict[str, Any]] = {
     "logpi, to the last bit": {},
@@ -121,21 +116,6 @@ def without_exactness(parts: dict[str, Any]) -> Iterator[None]:
 
 
 # --- the steps -------------------------------------------------------------------------------------------------
-
-
-def configured(words: int, is_long: bool) -> Any:
-    """Return the addition recipe's configuration, or that of 8 × 8 completions of up to 64 tokens."""
-    if not is_long:
-        return api.resolve("smollm2-addition")
-    rows = [{"prompt": chat, "answer": answer} for chat, answer in additions(256, words)]
-    content = {
-        "recipe": "custom",
-        "task": {"name": "custom", "data": rows, "rewards": checksum},
-        "policy": {"model": "smollm2-q4"},
-        "algorithm": {"name": "dapo"},
-        "rollout": {"num_prompts": 8, "num_generations": 8, "max_completion_length": 64},
-    }
-    return make_config(content, "benchmark")
 
 
 def step_of(trainer: Trainer) -> tuple[float, dict[str, float], dict[str, Any]]:
@@ -176,11 +156,16 @@ def main() -> None:
     options.add_argument("--steps", type=int, default=5, help="timed steps of each")
     options.add_argument("--long", action="store_true", help="8 × 8 completions of up to 64 tokens, not the recipe")
     options.add_argument("--words", type=int, default=0, help="words before each question, with --long")
+    options.add_argument("--dtype", default="auto", help="of products: bfloat16, float32; auto: what is native")
     options.add_argument("--threads", type=int, default=2)
     chosen = options.parse_args()
     torch.set_num_threads(chosen.threads)
     torch.use_deterministic_algorithms(True)
-    config = configured(chosen.words, chosen.long)
+    config = (
+        step_config("smollm2-q4", chosen.words, chosen.dtype)
+        if chosen.long
+        else api.resolve("smollm2-addition", {"policy": {"dtype": chosen.dtype}})
+    )
     experience, policy, algorithm = api.build(config)
     learner = Learner(policy, algorithm, learning_rate=0.0, micro_batch_tokens=config.learner.micro_batch_tokens)
     with (
@@ -192,7 +177,11 @@ def main() -> None:
     exact, *others = found.values()
     fastest = max(other["ratio"] for other in others)
     print(f"against the fastest of them: {fastest:.3f}; exact mode's mismatch {exact['mismatch']:.1e}")
-    print(json.dumps({"machine": machine(), "long": chosen.long, "words": chosen.words, "modes": found}))
+    print(
+        json.dumps(
+            {"machine": machine(), "long": chosen.long, "words": chosen.words, "dtype": chosen.dtype, "modes": found}
+        )
+    )
 
 
 if __name__ == "__main__":

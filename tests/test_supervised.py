@@ -209,6 +209,11 @@ def test_a_tokenizer_says_every_text_and_ends_messages():
     assert learnt("<|assistant|>")["input_ids"] == [3]
 
 
+def test_chinese_characters_are_never_joined_into_one_token():
+    learnt = learn_tokenizer(["白日依山盡，黃河入海流。"] * 50, 400)
+    assert [len(learnt(text)["input_ids"]) for text in ("白日", "黃河入海流", "日白山")] == [2, 5, 3]
+
+
 def test_a_cosine_falls_from_1_to_0_through_a_half():
     factor = learning_rate_schedule(14, 4, "cosine")
     assert [factor(s) for s in (0, 3)] == [0.2, 0.8]

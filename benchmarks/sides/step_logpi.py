@@ -10,34 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rewards import checksum
-from texts import additions
+from step_config import step_config
 
 sys.path.append(str(Path(__file__).parents[1]))
 from reliability import Silent
 from side_by_side import serve
 
 from logpi import api
-from logpi.config import make_config
 from logpi.learner import Learner
 from logpi.run_folder import RunFolder
 from logpi.trainer import Trainer
 
 torch.set_num_threads(2)
 padding = int(sys.argv[2]) if len(sys.argv) > 2 else 0
-rows = [{"prompt": chat, "answer": answer} for chat, answer in additions(256, padding)]
-config = make_config(
-    {
-        "recipe": "custom",
-        "max_steps": 1000,
-        "task": {"name": "custom", "data": rows, "rewards": checksum},
-        "policy": {"model": sys.argv[1]},
-        "algorithm": {"name": "dapo"},
-        "rollout": {"num_prompts": 8, "num_generations": 8, "max_completion_length": 64},
-        "learner": {"learning_rate": 1e-6},
-    },
-    "benchmark",
-)
+config = step_config(sys.argv[1], padding)
 torch.use_deterministic_algorithms(True)
 experience, policy, algorithm = api.build(config)
 learner = Learner(policy, algorithm, learning_rate=1e-6, micro_batch_tokens=config.learner.micro_batch_tokens)

@@ -168,15 +168,17 @@ def prepare(root: Path, steps: int = 3) -> None:
     new = f"[pretrain]\nbatch_size = 2\nblock_size = 16\nvocab_size = 280\nshape = {{ {SHAPE} }}"
     tagged = f"[sft]\nbatch_size = 2\n[sft.new]\nvocab_size = 280\ncontext_length = 64\nshape = {{ {SHAPE} }}"
     encoder = 'kind = "encoder"'
+    said = f'name = "demonstrations"\ndata = "{root}/said.jsonl"'
+    read = f'name = "text"\ndata = "{root}/read.txt"'
+    labelled = f'name = "role_labelling"\ndata = "{root}/srl.jsonl"\nform = "tags"'
     warm = (
-        ("sft", "demonstrations", "said.jsonl", f'model = "{root}/model"', "[sft]\nbatch_size = 2"),
-        ("sft-tagger", "role_labelling", 'srl.jsonl"\nform = "tags', encoder, tagged),
-        ("pretrain", "text", "read.txt", "", new),
-        ("pretrain-masked", "text", "read.txt", encoder, new),
+        ("sft", said, f'model = "{root}/model"', "[sft]\nbatch_size = 2"),
+        ("sft-tagger", labelled, encoder, tagged),
+        ("pretrain", read, "", new),
+        ("pretrain-masked", read, encoder, new),
     )
     _prepare_tagger(root, steps)
-    for name, task, data, policy, section in warm:
-        task = f'name = "{task}"\ndata = "{root}/{data}"'
+    for name, task, policy, section in warm:
         text = WARM.format(steps=steps, task=task, policy=policy, section=section)
         (root / f"{name}.toml").write_text(text)
 
