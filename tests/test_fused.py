@@ -14,6 +14,7 @@ from logpi.policies.fused import FusedTrunk, Product
 from logpi.rollout.engine import Sampling, generate
 
 DTYPES = [torch.float32] + [torch.bfloat16] * NATIVE_BF16
+LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "init_lora_weights": False}  # B is not 0
 SHAPE = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
 
 
@@ -32,6 +33,15 @@ def other(kind):
     return made
 
 
+def unfused(made):
+    """Make a policy run through its module, with the weights that its products hold."""
+    for product in made.fused.products():
+        for layer, weight in zip(product.layers, product.weight().split(product.rows), strict=True):
+            layer.weight = torch.nn.Parameter(weight, requires_grad=False)
+    made.fused = None
+    return made
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "qwen2", "mistral"])
 def test_it_gives_the_modules_bits(kind, dtype):
@@ -46,21 +56,24 @@ def test_it_gives_the_modules_bits(kind, dtype):
             tokens, positions, attend = (x.repeat(8, *[1] * (x.ndim - 1)) for x in (tokens, positions, attend))
         with torch.no_grad():
             found = made.hidden_states(made.sampler, tokens, positions, attend, KeyValues())
-            fused, made.fused = made.fused, None
-            expected = made.hidden_states(made.sampler, tokens, positions, attend, KeyValues())
+            fused = made.fused
+            expected = unfused(made).hidden_states(made.sampler, tokens, positions, attend, KeyValues())
             made.fused = fused
         assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", ["llama", "qwen3", "qwen2", "qwen2_tied", "mistral"])
-def test_its_gradient_is_the_modules(kind, dtype):
+@pytest.mark.parametrize(
+    ("kind", "lora"),
+    [(kind, None) for kind in ("llama", "qwen3", "qwen2", "qwen2_tied", "mistral")]
+    + [("llama", LORA), ("qwen2", LORA)],
+)
+def test_its_gradient_is_the_modules(kind, lora, dtype):
     def made(dtype, *, fused):
         module = network(kind) if kind in ("llama", "qwen3") else other(kind)
-        found = CausalLM(module, None, eos_token_ids=(0,), context_length=192, dtype=dtype)
+        found = CausalLM(module, None, eos_token_ids=(0,), context_length=192, dtype=dtype, lora=lora)
         assert found.fused is not None
-        found.fused = found.fused if fused else None
-        return found
+        return found if fused else unfused(found)
 
     exact = made(torch.float32, fused=False)
     trajectories = sample(exact, [3, 17, 70, 40], max_new_tokens=30)
@@ -79,7 +92,7 @@ def test_networks_of_another_kind_run_through_their_module():
 
 def test_a_network_that_only_looks_like_llama_runs_through_its_module():
     made = policy("llama")
-    made.fused = None
+    unfused(made)
     mlp = made.sampler.base_model.layers[1].mlp
     original = mlp.forward
     mlp.forward = lambda x: original(x) * 1.5  # as Granite's residual multiplier would
@@ -95,7 +108,7 @@ def test_it_follows_the_weights():
             parameter.mul_(1.5)
     made.weights_changed()
     after = generate(made, asked, 2, Sampling(6, greedy=True))
-    made.fused = None
+    unfused(made)
     expected = generate(made, asked, 2, Sampling(6, greedy=True))
     for a, b in zip(after, expected, strict=True):
         assert torch.equal(a.actions, b.actions) and torch.equal(a.behavior_log_probs, b.behavior_log_probs)

@@ -353,13 +353,13 @@ def chain(tmp_path_factory):
     sums = [f"{a}+{b}={a + b}" for a in range(10) for b in range(10)]
     (root / "sums.txt").write_text("\n".join(sums * 3) + "\n")
     small = {"threads": 1, "policy": {"dtype": "float32"}, "checkpoint": {"every_steps": 100}}
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
     pretrain = {"task": {"name": "text", "data": str(root / "sums.txt")}, "max_steps": 120,
                 "pretrain": {"block_size": 48, "vocab_size": 260, "shape": shape},
                 "learner": {"learning_rate": 1e-2, "schedule": "cosine"}}  # fmt: skip
     addition = {"task": {"name": "addition", "max_operand": 3, "num_heldout": 4, "template": "{a}+{b}="}}
     sft = {**addition, "sft": {"batch_size": 12}, "rollout": {"max_completion_length": 4}, "max_steps": 240,
-           "evaluation": {"full_report": False}, "learner": {"learning_rate": 1e-2, "schedule": "cosine"}}  # fmt: skip
+           "evaluation": {"full_report": False}, "learner": {"learning_rate": 5e-3, "warmup_steps": 20, "schedule": "cosine"}}  # fmt: skip
     rollout = {"num_prompts": 4, "num_generations": 4, "max_completion_length": 4}
     train = {**addition, "rollout": rollout, "max_steps": 2, "evaluation": {"full_report": False}}
     found, before = {}, None

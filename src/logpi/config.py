@@ -144,7 +144,7 @@ class LearnerConfig(Section):
     adam_epsilon: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
-    micro_batch_tokens: int = Field(default=2048, ge=1)
+    micro_batch_tokens: int = Field(default=1024, ge=1)
     """Tokens (prompts once a group) in one forward and backward: memory, not results."""
     max_skipped_steps: int = Field(default=3, ge=1)
     """Stop after this many steps in a row with a loss or gradient that is not finite; fewer are skipped."""

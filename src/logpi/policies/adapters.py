@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from logpi.errors import InputError, missing_extra
+from logpi.policies.gradients import add_gradient
 
 
 def product_layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -43,19 +44,50 @@ def is_adapted(layer: nn.Module) -> bool:
     return hasattr(layer, "base_layer") and hasattr(layer, "get_delta_weight")
 
 
+def base_of(layer: Any) -> Any:
+    """Return the layer under an adapter; a layer without one is its own."""
+    return getattr(layer, "base_layer", layer)
+
+
 def merged_weight(layer: Any) -> Tensor:
-    """Return W + s·BA of an adapted layer, in the base weight's dtype."""
-    weight = layer.base_layer.weight
-    for adapter in layer.active_adapters:
-        weight = weight + layer.get_delta_weight(adapter).to(weight.dtype)
+    """Return W + s·BA, in the base weight's dtype; of a layer without an adapter, its W."""
+    weight = base_of(layer).weight
+    if is_adapted(layer):
+        for adapter in layer.active_adapters:
+            weight = weight + layer.get_delta_weight(adapter).to(weight.dtype)
     return weight
 
 
-class _MergedProduct(torch.autograd.Function):
-    """x ↦ layer(x), whose weight is W + s·BA; gradients of A and B, none of W.
+def add_gradients(layer: Any, slope: Tensor, x: Tensor) -> None:
+    """Add to the gradients of a linear layer's parameters, of ∂y [rows, outputs] and x [rows, inputs]: ∂W = ∂yᵀ x and
+    ∂b = Σ ∂y; of an adapted one, ∂A and ∂B instead of ∂W."""
+    base = base_of(layer)
+    if is_adapted(layer):
+        a, b, scaling = _factors(layer)
+        for factor, found in zip((a, b), _slopes_of_factors(slope, x, a, b, scaling), strict=True):
+            add_gradient(factor, found)
+    elif base.weight.requires_grad:
+        add_gradient(base.weight, slope.T @ x)
+    if base.bias is not None and base.bias.requires_grad:
+        add_gradient(base.bias, slope.sum(0, dtype=torch.promote_types(slope.dtype, torch.float32)))
 
-    ∂A = s (∂y B)ᵀ x, ∂B = s ∂yᵀ (x Aᵀ), ∂x = ∂y (W + s·BA), all in the dtype of the merged weight.
-    """
+
+def _factors(layer: Any) -> tuple[Tensor, Tensor, float]:
+    """Return A, B and s of an adapted layer."""
+    (name,) = layer.active_adapters
+    return layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]
+
+
+def _slopes_of_factors(slope: Tensor, x: Tensor, a: Tensor, b: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+    """Return ∂A = s (∂y B)ᵀ x and ∂B = s ∂yᵀ (x Aᵀ), computed in the dtype of ∂y and x."""
+    through = slope @ b.to(slope.dtype)  # [rows, r]
+    of_b = slope.T @ (x @ a.to(slope.dtype).T)
+    return scaling * (through.T @ x).to(a.dtype), scaling * of_b.to(b.dtype)
+
+
+class _MergedProduct(torch.autograd.Function):
+    """x ↦ layer(x), whose weight is W + s·BA; gradients of A and B, none of W; ∂x = ∂y (W + s·BA), all in the dtype of
+    the merged weight."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor, layer: Any, scaling: float) -> Tensor:
@@ -67,20 +99,15 @@ class _MergedProduct(torch.autograd.Function):
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
         x, a, b = ctx.saved_tensors
         weight = ctx.layer.weight if isinstance(ctx.layer, nn.Linear) else ctx.layer.weight.T  # GPT-2 keeps it turned
-        slope = slopes[0].flatten(0, -2).to(weight.dtype)
-        rows = x.flatten(0, -2).to(weight.dtype)
-        through = slope @ b.to(weight.dtype)  # [rows, r]
-        of_a = ctx.scaling * (through.T @ rows).to(a.dtype)
-        of_b = ctx.scaling * (slope.T @ (rows @ a.to(weight.dtype).T)).to(b.dtype)
+        slope, rows = (t.flatten(0, -2).to(weight.dtype) for t in (slopes[0], x))
         of_x = (slope @ weight).reshape(x.shape).to(x.dtype) if ctx.needs_input_grad[0] else None
-        return of_x, of_a, of_b, None, None
+        return of_x, *_slopes_of_factors(slope, rows, a, b, ctx.scaling), None, None
 
 
 def run_merged(layer: Any, merged: nn.Module) -> None:
     """Make an adapted layer compute what `merged`, the sampler's layer with the weight W + s·BA, computes: the same
     bits, and one product instead of three."""
-    (name,) = layer.active_adapters
-    a, b, scaling = layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]
+    a, b, scaling = _factors(layer)
     layer.forward = lambda x, *args, **kwargs: _MergedProduct.apply(x, a, b, merged, scaling)
 
 

@@ -13,6 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from logpi.device import products_in
+from logpi.policies.adapters import (
+    add_lora,
+    base_of,
+    is_adapted,
+    merged_weight,
+    product_layers,
+    run_merged,
+    without_lora,
+)
 from logpi.policies.attention import KEY_MULTIPLE, KeyValues, round_up
 from logpi.policies.base import PolicyOutput, Reference, scatter
 from logpi.policies.fused import FusedTrunk, Product
@@ -50,8 +59,6 @@ class CausalLM:
         self.sampler: Any = copy.deepcopy(module, shared)
         self.is_lora = lora is not None
         if lora is not None:
-            from logpi.policies.adapters import add_lora
-
             self.module = add_lora(module, lora)
         width = module.get_output_embeddings().weight.shape[1]
         self.value_head = nn.Linear(width, 1) if value_head else None
@@ -63,6 +70,11 @@ class CausalLM:
         self.sampler_head: Any = Product([self.sampler.get_output_embeddings()], [self.network.get_output_embeddings()])
         self.weights_changed()
         self.fused = FusedTrunk.of(self)
+        if self.fused is not None:  # it holds its products' weights where they are not the learner's
+            held = {
+                id(layer) for product in self.fused.products() if product.packed is not None for layer in product.layers
+            }
+            self._owned = [both for both in self._owned if id(both[0]) not in held]
 
     # --- the network -------------------------------------------------------------------------------------------
 
@@ -124,9 +136,9 @@ class CausalLM:
     def _own_head(self) -> Head | None:
         """Return that layer in bf16, where the sampler holds it."""
         head = self.sampler_head
-        if head is None or not head.is_bf16 or head.is_adapted:
+        if head is None or head.packed is None or is_adapted(head.sources[0]):
             return None
-        return Head(head.weight, head.bias, head.of_bf16, adds_in_place=True)
+        return Head(head.layers[0].weight, head.bias, head.forward, adds_in_place=True)
 
     # --- what the learner asks ---------------------------------------------------------------------------------
 
@@ -185,16 +197,13 @@ class CausalLM:
 
     def _own_weights(self) -> None:
         """Give the sampler weights of its own where they differ from the learner's: cast matrices, merged adapters."""
-        from logpi.policies.adapters import is_adapted, product_layers, run_merged
-
         self._owned: list[tuple[nn.Module, nn.Module]] = []  # (sampler's layer, learner's layer)
         for name, layer in product_layers(self.sampler):
             source = self.network.get_submodule(name)
             if self.dtype == torch.bfloat16 or is_adapted(source):
                 self._owned.append((layer, source))
         for layer, source in self._owned:
-            source = getattr(source, "base_layer", source)
-            for name, parameter in list(source.named_parameters(recurse=False)):
+            for name, parameter in list(base_of(source).named_parameters(recurse=False)):
                 dtype = torch.bfloat16 if self.dtype == torch.bfloat16 else parameter.dtype
                 own = nn.Parameter(parameter.detach().to(dtype, copy=True), requires_grad=False)
                 setattr(layer, name, own)
@@ -205,13 +214,9 @@ class CausalLM:
     @torch.no_grad()
     def weights_changed(self) -> None:
         """Cast or merge the learner's weights into the sampler's own, once per update."""
-        from logpi.policies.adapters import is_adapted, merged_weight
-
         for layer, source in self._owned:
-            base = getattr(source, "base_layer", source)
-            for name, parameter in base.named_parameters(recurse=False):
-                adapted = name == "weight" and is_adapted(source)
-                getattr(layer, name).copy_(merged_weight(source) if adapted else parameter)
+            for name, parameter in base_of(source).named_parameters(recurse=False):
+                getattr(layer, name).copy_(merged_weight(source) if name == "weight" else parameter)
         self.sampler_head.refresh()
         if self.fused is not None:
             self.fused.refresh()
@@ -226,6 +231,4 @@ def _distinct(inputs: tuple[Tensor, ...]) -> tuple[list[Tensor], list[int]]:
 
 def _base_network(policy: CausalLM) -> nn.Module:
     """Return the network without its adapter: a copy of the structure that shares the frozen base weights."""
-    from logpi.policies.adapters import without_lora
-
     return without_lora(policy.module)

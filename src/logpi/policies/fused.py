@@ -10,16 +10,15 @@ when the policy is made: any network of another kind runs through its module.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from logpi.device import products_in
-from logpi.policies.adapters import is_adapted
+from logpi.policies.adapters import add_gradients, base_of, merged_weight
 from logpi.policies.attention import KEY_MULTIPLE, KeyValues, attention_of
-from logpi.policies.gradients import add_gradient, gradient_of
+from logpi.policies.gradients import gradient_of
 from logpi.policies.packing import Packing
 
 _CHILDREN = {
@@ -52,84 +51,74 @@ def is_llama_shaped(trunk: Any) -> bool:
 class Product:
     """x ↦ x Wᵀ + b for the rows of one or several linear layers that share their input.
 
-    `layers` are the sampler's, `sources` the learner's: fp32 weights, maybe with an adapter, which get the gradient.
+    `layers` are the sampler's, `sources` the learner's: fp32 weights, maybe with an adapter, which get the gradient. In
+    bf16 the sampler's W is held here, laid out for the processor.
     """
 
     def __init__(self, layers: list[nn.Linear], sources: list[Any]):
         self.layers, self.sources = layers, sources
+        self.dtype = layers[0].weight.dtype
+        self.rows = [len(layer.weight) for layer in layers]
+        self.shape = sum(self.rows), layers[0].weight.shape[1]  # outputs and inputs
+        self.parameters = [p for source in sources for p in source.parameters()]
         self.packed: Tensor | None = None
         self.bias: Tensor | None = None
-        self.is_bf16 = layers[0].weight.dtype == torch.bfloat16
-        self.is_adapted = any(is_adapted(source) for source in sources)
-        if self.is_bf16:  # one matrix, of which each layer's is a part
-            self.weight = torch.cat([layer.weight.detach() for layer in layers])
-            for layer, part in zip(layers, self.weight.split([len(layer.weight) for layer in layers]), strict=True):
-                layer.weight = nn.Parameter(part, requires_grad=False)
         self.refresh()
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Take the layers' weights as they are now."""
-        if self.is_bf16:
-            self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, _PACKED_ROWS)
-            biases = [layer.bias for layer in self.layers if layer.bias is not None]
-            self.bias = torch.cat([bias.detach() for bias in biases]) if biases else None
+        """Take the sources' weights as they are now, where the product has its own."""
+        if self.dtype == torch.bfloat16:
+            weight = torch.cat([merged_weight(source).to(torch.bfloat16) for source in self.sources])
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, _PACKED_ROWS)
+            biases = [base.bias for base in map(base_of, self.sources) if base.bias is not None]
+            self.bias = torch.cat(biases).to(torch.bfloat16) if biases else None
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Outputs and inputs."""
-        return sum(layer.weight.shape[0] for layer in self.layers), self.layers[0].weight.shape[1]
+    def release(self) -> None:
+        """Drop the sampler's own copies of what the product holds; adapted layers run by themselves again."""
+        if self.packed is not None:
+            for layer, source in zip(self.layers, self.sources, strict=True):
+                layer.weight = nn.Parameter(layer.weight.new_empty(0), requires_grad=False)
+                vars(source).pop("forward", None)
+
+    def weight(self) -> Tensor:
+        """Return W [outputs, inputs]."""
+        return torch.cat([layer.weight for layer in self.layers]) if self.packed is None else self.packed.to_dense()
 
     def __call__(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled():
-            return self._with_gradient(x)
+        x = x.to(self.dtype)
+        return _Linear.apply(x, self, *self.parameters) if torch.is_grad_enabled() else self.forward(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the product of rows in its dtype, without gradients."""
         if self.packed is not None:
-            return self.of_bf16(x.to(torch.bfloat16))
-        return _joined([layer(x) for layer in self.layers])
+            return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+        parts = [layer(x) for layer in self.layers]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
-    def _with_gradient(self, x: Tensor) -> Tensor:
-        if not self.is_bf16 or self.is_adapted:
-            with products_in(self.layers[0].weight.dtype):
-                return _joined([source(x) for source in self.sources])
-        weights = [source.weight for source in self.sources]
-        biases = [source.bias for source in self.sources if source.bias is not None]
-        return _Linear.apply(x.to(torch.bfloat16), self, weights, biases, *weights, *biases)
-
-    def of_bf16(self, x: Tensor) -> Tensor:
-        """The product, of bf16 rows."""
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+    def pull_back(self, slope: Tensor, x: Tensor) -> Tensor:
+        """Add to the sources' gradients what ∂y and x [rows, inputs] make of them; return ∂x = ∂y W."""
+        for source, part in zip(self.sources, slope.split(self.rows, -1), strict=True):
+            add_gradients(source, part, x)
+        return slope @ self.weight()
 
 
 _PACKED_ROWS = 64  # what the layout is made for; it serves any number of rows
 
 
-def _joined(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
-
-
 class _Linear(torch.autograd.Function):
-    """y = x Wᵀ + b in bf16: ∂x = ∂y W, ∂W = ∂yᵀ x, ∂b = Σ ∂y, the last two added in place; W and b are several layers'
-    weights and biases."""
+    """A `Product` whose parameters' gradients are added in place; they are named so that autograd comes by."""
 
     @staticmethod
-    def forward(ctx, x, product, weights, biases, *parameters):
+    def forward(ctx, x, product, *parameters):
         ctx.save_for_backward(x)
-        ctx.product, ctx.weights, ctx.biases = product, weights, biases
-        return product.of_bf16(x)
+        ctx.product = product
+        return product.forward(x)
 
     @staticmethod
     def backward(ctx, *slopes):
-        (x,), (slope,) = ctx.saved_tensors, slopes
-        for weight, part in zip(ctx.weights, slope.split([len(w) for w in ctx.weights], -1), strict=True):
-            if weight.requires_grad:
-                add_gradient(weight, part.T @ x)
-        if ctx.biases:
-            parts = slope.sum(0, dtype=torch.float32).split([len(b) for b in ctx.biases])
-            for bias, part in zip(ctx.biases, parts, strict=True):
-                if bias.requires_grad:
-                    add_gradient(bias, part)
-        of_x = slope @ ctx.product.weight if ctx.needs_input_grad[0] else None
-        return of_x, None, None, None, *[None] * (len(ctx.weights) + len(ctx.biases))
+        (x,) = ctx.saved_tensors
+        return ctx.product.pull_back(slopes[0], x), None, *[None] * len(ctx.product.parameters)
 
 
 class _Embedded(torch.autograd.Function):
@@ -157,11 +146,26 @@ def _normalised(x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tens
     return weight * (wide * r).to(x.dtype), r
 
 
-class _Norm(torch.autograd.Function):
-    """`_normalised`: ∂w = Σ ∂y · x r, ∂x = r (g − x r · mean(g · x r)) with g = ∂y · w.
+def _slopes_of_norm(
+    slope: Tensor, x: Tensor, scaled: Tensor, weight: Tensor, r: Tensor, wanted: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return ∂x and ∂w of `_normalised`, of ∂y and scaled = x r, which is used up:
+
+    ∂w = Σ ∂y · x r, ∂x = r (g − x r · mean(g · x r)) with g = ∂y · w.
 
     Zhang and Sennrich 2019, "Root Mean Square Layer Normalization", equation 4.
     """
+    slope = slope.float()
+    of_weight = (slope * scaled).flatten(0, -2).sum(0) if wanted[1] else None
+    if not wanted[0]:
+        return None, of_weight
+    g = slope * weight
+    mean = (g * scaled).mean(-1, keepdim=True)
+    return g.sub_(scaled.mul_(mean)).mul_(r).to(x.dtype), of_weight
+
+
+class _Norm(torch.autograd.Function):
+    """`_normalised`."""
 
     @staticmethod
     def forward(ctx, x, weight, epsilon):
@@ -172,13 +176,26 @@ class _Norm(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *slopes):
         x, weight, r = ctx.saved_tensors
-        scaled, slope = x.float() * r, slopes[0].float()
-        of_weight = (slope * scaled).flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
-        if ctx.needs_input_grad[0]:
-            g = slope * weight
-            mean = (g * scaled).mean(-1, keepdim=True)
-            return g.sub_(scaled.mul_(mean)).mul_(r).to(x.dtype), of_weight, None
-        return None, of_weight, None
+        return *_slopes_of_norm(slopes[0], x, x.float() * r, weight, r, ctx.needs_input_grad), None
+
+
+class _NormedProduct(torch.autograd.Function):
+    """The product of what is normalised, which is made again in backward: x and r are kept."""
+
+    @staticmethod
+    def forward(ctx, x, weight, epsilon, product, *parameters):
+        normed, r = _normalised(x, weight, epsilon)
+        ctx.save_for_backward(x, weight, r)
+        ctx.product = product
+        return product.forward(normed.to(product.dtype))
+
+    @staticmethod
+    def backward(ctx, *slopes):
+        x, weight, r = ctx.saved_tensors
+        scaled = x.float() * r
+        slope = ctx.product.pull_back(slopes[0], (weight * scaled.to(x.dtype)).to(ctx.product.dtype))
+        found = _slopes_of_norm(slope, x, scaled, weight, r, ctx.needs_input_grad)
+        return *found, None, None, *[None] * len(ctx.product.parameters)
 
 
 def _gated(gate_up: Tensor) -> Tensor:
@@ -188,29 +205,48 @@ def _gated(gate_up: Tensor) -> Tensor:
     return nn.functional.silu(gate.contiguous()).mul_(up)
 
 
-class _Gate(torch.autograd.Function):
-    """`_gated`: ∂up = ∂y silu(gate), ∂gate = ∂y up silu′(gate)."""
+class _GatedProduct(torch.autograd.Function):
+    """The product of what is gated, which is made again in backward: gate and up are kept.
+
+    ∂up = ∂y silu(gate), ∂gate = ∂y up silu′(gate).
+    """
 
     @staticmethod
-    def forward(ctx, gate_up):
+    def forward(ctx, gate_up, product, *parameters):
         ctx.save_for_backward(gate_up)
-        return _gated(gate_up)
+        ctx.product = product
+        return product.forward(_gated(gate_up))
 
     @staticmethod
     def backward(ctx, *slopes):
-        (gate_up,), (slope,) = ctx.saved_tensors, slopes
+        (gate_up,) = ctx.saved_tensors
         gate, up = gate_up.chunk(2, -1)
+        gate = gate.contiguous()
+        gating = nn.functional.silu(gate)
+        slope = ctx.product.pull_back(slopes[0], gating * up)
         found = torch.empty_like(gate_up)
         of_gate, of_up = found.chunk(2, -1)
-        torch.mul(slope, nn.functional.silu(gate), out=of_up)
-        torch.ops.aten.silu_backward.grad_input(slope * up, gate, grad_input=of_gate)
-        return found
+        torch.mul(slope, gating, out=of_up)
+        torch.ops.aten.silu_backward.grad_input(slope.mul_(up), gate, grad_input=of_gate)
+        return found, None, *[None] * len(ctx.product.parameters)
 
 
 def _norm(module: Any, x: Tensor) -> Tensor:
     if torch.is_grad_enabled():
         return _Norm.apply(x, module.weight, module.variance_epsilon)
     return _normalised(x, module.weight, module.variance_epsilon)[0]
+
+
+def _normed_product(module: Any, product: Product, x: Tensor) -> Tensor:
+    if torch.is_grad_enabled():
+        return _NormedProduct.apply(x, module.weight, module.variance_epsilon, product, *product.parameters)
+    return product(_normalised(x, module.weight, module.variance_epsilon)[0])
+
+
+def _gated_product(product: Product, gate_up: Tensor) -> Tensor:
+    if torch.is_grad_enabled():
+        return _GatedProduct.apply(gate_up, product, *product.parameters)
+    return product(_gated(gate_up))
 
 
 class FusedTrunk:
@@ -240,7 +276,11 @@ class FusedTrunk:
             expected = policy.hidden_states(policy.sampler, *asked, KeyValues())
             same = torch.equal(fused.sample(*asked, KeyValues()), expected)
         expected = policy.packed_states(*learned)
-        return fused if same and torch.equal(fused.learn(*learned), expected) else None
+        if not same or not torch.equal(fused.learn(*learned), expected):
+            return None
+        for product in fused.products():
+            product.release()
+        return fused
 
     def refresh(self) -> None:
         """Take the weights as they are now, once per update."""
@@ -268,6 +308,7 @@ class FusedTrunk:
         """Run packed tokens [places] -> [places, width], with gradients."""
 
         def attention(query: Tensor, key: Tensor, value: Tensor, layer: int) -> Tensor:
+            key, value = key.contiguous(), value.contiguous()  # views would keep all that they are parts of
             return packing.attention(query, key, value, self.layers[layer].attention.scaling).flatten(1)
 
         hidden = _Embedded.apply(self.embedding.weight, tokens, self.embedding.padding_idx)
@@ -304,14 +345,13 @@ class _Layer:
         self.head_norms: list[Any] = [getattr(self.attention, name, None) for name in ("q_norm", "k_norm")]
 
     def __call__(self, hidden: Tensor, rotation: tuple[Tensor, Tensor], attention: Attend, index: int) -> Tensor:
-        heads = self._heads(_norm(self.norms[0], hidden), rotation)
+        heads = self._heads(_normed_product(self.norms[0], self.qkv, hidden), rotation)
         hidden = hidden + self.out(attention(*heads, index))
-        gate_up = self.gate_up(_norm(self.norms[1], hidden))
-        return hidden + self.down(_Gate.apply(gate_up) if torch.is_grad_enabled() else _gated(gate_up))
+        return hidden + _gated_product(self.down, _normed_product(self.norms[1], self.gate_up, hidden))
 
-    def _heads(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def _heads(self, qkv: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Return query, key and value [..., heads, width], turned to their positions."""
-        heads = self.qkv(x).unflatten(-1, (-1, self.attention.head_dim))
+        heads = qkv.unflatten(-1, (-1, self.attention.head_dim))
         turned, value = heads.split((self.num_heads + self.num_key_heads, self.num_key_heads), -2)
         if self.head_norms[0] is not None:
             parts = turned.split((self.num_heads, self.num_key_heads), -2)

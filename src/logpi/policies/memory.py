@@ -59,7 +59,8 @@ def memory_estimate(model_config: Any, work: Work) -> dict[str, int]:
     if work.lora_rank is not None:
         trained = sum(work.lora_rank * (layer.in_features + layer.out_features) for layer in layers)
     is_bf16 = work.dtype == torch.bfloat16
-    own = 2 * 2 * products if is_bf16 else width * products * (work.lora_rank is not None)  # bf16: in two layouts
+    head = module.get_output_embeddings().weight.numel()
+    own = 2 * (products + head) if is_bf16 else width * products * (work.lora_rank is not None)  # the head: two layouts
     logits = (2 if is_bf16 else width) * config.vocab_size
     parts = {
         "process": PROCESS,
@@ -131,11 +132,9 @@ def _cache(config: Any, work: Work) -> int:
 
 def _of_a_token(config: Any, work: Work) -> int:
     """Return the bytes that a token leaves between forward and backward, for a Llama-shaped trunk: of each layer the
-    two norms' inputs in fp32 and outputs, queries, keys and values before and after rotation, what attention gives,
-    gate, up and their product."""
+    two norms' inputs in fp32, queries, keys and values, what attention gives, gate and up."""
     heads, key_heads, width = _heads(config)
     hidden, query, key = config.hidden_size, heads * width, key_heads * width
     inner = getattr(config, "intermediate_size", None) or 4 * hidden
     size = {torch.bfloat16: 2, torch.float64: 8}.get(work.dtype, 4)
-    wide = max(size, 4)
-    return config.num_hidden_layers * (2 * (wide + size) * hidden + size * (4 * query + 3 * key + 3 * inner))
+    return config.num_hidden_layers * (2 * max(size, 4) * hidden + 2 * size * (query + key + inner))
