@@ -359,7 +359,8 @@ def chain(tmp_path_factory):
                 "learner": {"learning_rate": 1e-2, "schedule": "cosine"}}  # fmt: skip
     addition = {"task": {"name": "addition", "max_operand": 3, "num_heldout": 4, "template": "{a}+{b}="}}
     sft = {**addition, "sft": {"batch_size": 12}, "rollout": {"max_completion_length": 4}, "max_steps": 240,
-           "evaluation": {"full_report": False}, "learner": {"learning_rate": 5e-3, "warmup_steps": 20, "schedule": "cosine"}}  # fmt: skip
+           "evaluation": {"full_report": False},
+           "learner": {"learning_rate": 5e-3, "warmup_steps": 20, "schedule": "cosine"}}  # fmt: skip
     rollout = {"num_prompts": 4, "num_generations": 4, "max_completion_length": 4}
     train = {**addition, "rollout": rollout, "max_steps": 2, "evaluation": {"full_report": False}}
     found, before = {}, None
