@@ -18,7 +18,7 @@ SOURCES = sorted(ROOT.rglob("*.py"))
 LEVELS = [
     {"errors"},
     {"platforms"},
-    {"storage", "sections"},
+    {"storage", "sections", "optimizer"},
     {"trajectory", "masking", "randomness", "config", "device", "formulas"},
     {"environments", "policies", "estimators", "losses"},  # blind to one another
     {"tasks", "rollout", "algorithms", "batching", "run_folder", "interrupts", "journal"},

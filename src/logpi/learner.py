@@ -16,6 +16,7 @@ from logpi.device import is_out_of_memory
 from logpi.errors import InputError, OutOfMemoryError
 from logpi.losses import squared_error
 from logpi.masking import masked_sum
+from logpi.optimizer import AdamW
 from logpi.policies.base import Policy, PolicyOutput, Reference, scatter
 from logpi.trajectory import Batch
 
@@ -68,7 +69,7 @@ class Learner:
         self.learning_rate, self.schedule = learning_rate, schedule
         self.max_grad_norm, self.micro_batch_tokens, self.value_coef = max_grad_norm, micro_batch_tokens, value_coef
         self.parameters = policy.trainable_parameters()
-        self.optimizer = torch.optim.AdamW(
+        self.optimizer = AdamW(
             list(self.parameters.values()),
             lr=learning_rate,
             betas=adam_betas,

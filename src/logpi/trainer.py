@@ -335,7 +335,7 @@ def use_threads(threads: int | None) -> int:
     """Set how many threads torch uses, that its results repeat and its memory is kept; return the number."""
     if threads is not None:
         torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True)
+    torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms would import torch's compiler too, 0.9 s
     torch._C._set_deterministic_fill_uninitialized_memory(False)  # nothing reads it before it is written
     keep_freed_memory()
     return torch.get_num_threads()
