@@ -7,13 +7,12 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from models import NATIVE_BF16, sample, write
+from models import NATIVE_BF16, sample
 
 from logpi.errors import InputError
 from logpi.policies import attention
 from logpi.policies.causal_lm import CausalLM
-from logpi.policies.loading import check_forward, context_length, load_config
-from logpi.policies.model_folder import find
+from logpi.policies.loading import check_forward, context_length
 from logpi.rollout.self_test import SAME_BITS, self_test
 from logpi.trajectory import make_batch
 
@@ -89,11 +88,3 @@ def test_a_window_limits_the_context():
 def test_attention_that_caps_its_scores_is_refused():
     with pytest.raises(InputError, match="attention uses softcap, which logpi does not compute"):
         check_forward(made("Gemma2", dict(**GROUPED, **NARROW), torch.float32), "gemma2")
-
-
-@pytest.mark.parametrize(("name", "options"), [("Bloom", dict(n_layer=1)), ("Mamba", dict(num_hidden_layers=1))])
-def test_networks_whose_attention_cannot_be_replaced_are_refused_before_weights_load(tmp_path, name, options):
-    write(tmp_path, "llama")
-    getattr(transformers, f"{name}Config")(vocab_size=50, hidden_size=32, **options).save_pretrained(tmp_path)
-    with pytest.raises(InputError, match=f"{name}ForCausalLM has no attention that can be replaced"):
-        load_config(find(str(tmp_path)))

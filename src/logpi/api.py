@@ -49,7 +49,7 @@ def dry_run(config: Config) -> dict[str, Any]:
     from logpi.evaluation import check_rewards
     from logpi.policies import loading
     from logpi.policies.chat import prompt_tokens
-    from logpi.policies.memory import Work, memory_estimate
+    from logpi.policies.memory import Work, can_estimate, memory_estimate
     from logpi.policies.model_folder import find
 
     task = task_of(config)
@@ -64,6 +64,8 @@ def dry_run(config: Config) -> dict[str, Any]:
     tokens = prompt_tokens(tokenizer, problem.prompt).tolist()
     if config.sft is not None:
         out["completion"] = problem.columns.get(task.solution)
+    if can_estimate(model_config):
+        out["memory"] = memory_estimate(model_config, Work.of(config, len(tokens)))
     return {
         **out,
         "train_size": len(task.train),
@@ -71,7 +73,6 @@ def dry_run(config: Config) -> dict[str, Any]:
         "prompt": tokenizer.decode(tokens),
         "prompt_tokens": tokenizer.convert_ids_to_tokens(tokens),
         "reward_check": {"completion": "1", **check_rewards(task, config.reward.on_failure)},
-        "memory": memory_estimate(model_config, Work.of(config, len(tokens))),
     }
 
 

@@ -14,6 +14,8 @@ from logpi import checkpoint, identity
 from logpi.config import Config
 from logpi.errors import InputError, MismatchError
 from logpi.objective import objective
+from logpi.policies.loading import own_forward
+from logpi.policies.own_forward import OwnForward
 from logpi.rollout.self_test import SAME_BITS, self_test
 from logpi.run_folder import RunFolder, differences
 from logpi.storage import free_bytes, new_folder
@@ -58,6 +60,10 @@ def _parity(policy: Any, notes: list[str]) -> str | None:
     """Try whether sampler and learner agree on this machine; None for a policy whose sampler is its learner."""
     if not hasattr(policy, "sampler"):
         return None
+    if isinstance(policy, OwnForward):
+        why = own_forward(policy.network.config)
+        notes.append(f"{why}; mismatch/max records how far they are apart")
+        return why
     found = self_test(policy)
     if not found.is_exact:
         notes.append(f"{found.line()}; every step records how much as mismatch/max (--strict stops instead)")

@@ -55,8 +55,7 @@ class CausalLM:
         self.dtype, self.transform = dtype, transform
         self.has_values = value_head
         self.module: Any = module.eval()
-        shared = {id(t): t for t in [*module.parameters(), *module.buffers()]}
-        self.sampler: Any = copy.deepcopy(module, shared)
+        self.sampler: Any = self._copy_of(module)
         self.is_lora = lora is not None
         if lora is not None:
             self.module = add_lora(module, lora)
@@ -65,16 +64,7 @@ class CausalLM:
         if self.value_head is not None:
             nn.init.zeros_(self.value_head.weight)
             nn.init.zeros_(self.value_head.bias)
-        self.fused: FusedTrunk | None = None
         self._own_weights()
-        self.sampler_head: Any = Product([self.sampler.get_output_embeddings()], [self.network.get_output_embeddings()])
-        self.weights_changed()
-        self.fused = FusedTrunk.of(self)
-        if self.fused is not None:  # it holds its products' weights where they are not the learner's
-            held = {
-                id(layer) for product in self.fused.products() if product.packed is not None for layer in product.layers
-            }
-            self._owned = [both for both in self._owned if id(both[0]) not in held]
 
     # --- the network -------------------------------------------------------------------------------------------
 
@@ -142,6 +132,16 @@ class CausalLM:
 
     # --- what the learner asks ---------------------------------------------------------------------------------
 
+    def states(self, prompts: tuple[Tensor, ...], sequences: list[Tensor], places: list[Tensor]) -> Tensor:
+        """Return the state that each action is chosen in, rows one after the other [actions, width]; of each row: its
+        prompt, what comes after it, where in that its actions stand."""
+        distinct, prompt_of_row = _distinct(prompts)
+        packing = Packing.of([len(p) for p in distinct], prompt_of_row, places, [len(s) for s in sequences])
+        tokens = torch.zeros_like(packing.positions)
+        real = torch.cat([*distinct, *(sequence[:-1] for sequence in sequences)])
+        tokens[: len(real)] = real
+        return self.packed_states(tokens, packing).index_select(0, packing.states)
+
     def evaluate(
         self,
         actions: Tensor,
@@ -154,13 +154,7 @@ class CausalLM:
         """Score completions; `inputs` are the prompts' token ids, one tensor a row, and what was said between the
         actions of an episode of several turns. A cut completion is an outcome of its own, scored as it is: its final
         value is 0."""
-        inputs, sequences, places = unrolled(actions, mask, inputs)
-        prompts, prompt_of_row = _distinct(inputs)
-        packing = Packing.of([len(p) for p in prompts], prompt_of_row, places, [len(s) for s in sequences])
-        tokens = torch.zeros_like(packing.positions)
-        real = torch.cat([*prompts, *(sequence[:-1] for sequence in sequences)])
-        tokens[: len(real)] = real
-        states = self.packed_states(tokens, packing).index_select(0, packing.states)
+        states = self.states(*unrolled(actions, mask, inputs))
         against = None if reference is None else (reference.states[mask], *reference.policy.head())
         log_probs, entropies, kl = token_log_probs(
             states, *self.head(), actions[mask], self.transform, self.dtype, against, self._own_head(), with_entropy
@@ -195,8 +189,13 @@ class CausalLM:
 
     # --- sampling weights --------------------------------------------------------------------------------------
 
+    def _copy_of(self, module: Any) -> Any:
+        """Return the network for sampling, which shares all weights so far."""
+        return copy.deepcopy(module, {id(t): t for t in [*module.parameters(), *module.buffers()]})
+
     def _own_weights(self) -> None:
         """Give the sampler weights of its own where they differ from the learner's: cast matrices, merged adapters."""
+        self.fused: FusedTrunk | None = None
         self._owned: list[tuple[nn.Module, nn.Module]] = []  # (sampler's layer, learner's layer)
         for name, layer in product_layers(self.sampler):
             source = self.network.get_submodule(name)
@@ -210,6 +209,13 @@ class CausalLM:
         for layer, source in self._owned:
             if is_adapted(source):
                 run_merged(source, layer)
+        self.sampler_head: Any = Product([self.sampler.get_output_embeddings()], [self.network.get_output_embeddings()])
+        self.weights_changed()
+        self.fused = FusedTrunk.of(self)
+        if self.fused is not None:  # it holds its products' weights where they are not the learner's
+            products = [product for product in self.fused.products() if product.packed is not None]
+            held = {id(layer) for product in products for layer in product.layers}
+            self._owned = [both for both in self._owned if id(both[0]) not in held]
 
     @torch.no_grad()
     def weights_changed(self) -> None:

@@ -14,6 +14,7 @@ from logpi.errors import InputError
 from logpi.policies import attention
 from logpi.policies.causal_lm import CausalLM
 from logpi.policies.model_folder import Source, find
+from logpi.policies.own_forward import OwnForward
 from logpi.policies.token_log_probs import PLAIN, Transform
 from logpi.randomness import Stream, library_draws
 
@@ -29,21 +30,26 @@ def load_tokenizer(source: Source) -> Any:
 
 
 def load_config(source: Source) -> Any:
-    """Load the model's configuration. Raises InputError where logpi can't put its attention into such a network."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+    """Load the model's configuration."""
+    from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(source.location, trust_remote_code=False)
+        return AutoConfig.from_pretrained(source.location, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise InputError(f'model "{source.name}" could not be loaded: {_first_line(error)}') from error
+
+
+def own_forward(config: Any) -> str | None:
+    """Return why logpi can't put its attention into a network of this configuration; None where it can."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
     kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    if kind is not None and not kind._supports_attention_backend:
-        raise InputError(
-            f'model "{source.name}": {kind.__name__} has no attention that can be replaced (state-space layers, ALiBi '
-            "or code of its own), and sampler and learner share logpi's; pick a model of another kind: Llama, Qwen, "
-            "Mistral, Gemma, Phi, GPT-2, GPT-NeoX, …"
-        )
-    return config
+    if kind is None or kind._supports_attention_backend:
+        return None
+    return (
+        f"{kind.__name__} has no attention that can be replaced (state-space layers, ALiBi or code of its own), so "
+        "transformers' generate samples: slower, and its log-probs are the learner's to rounding only"
+    )
 
 
 def eos_token_ids(source: Source, tokenizer: Any, config: Any) -> tuple[int, ...]:
@@ -87,21 +93,21 @@ def load_causal_lm(
     logging.disable_progress_bar()
     source = find(model, weights=True)
     tokenizer, config = load_tokenizer(source), load_config(source)
-    ends = eos_token_ids(source, tokenizer, config)
+    ends, kept = eos_token_ids(source, tokenizer, config), own_forward(config)
     product_dtype = resolve_dtype(dtype)
     attention.register()
     try:
         module = AutoModelForCausalLM.from_pretrained(
             source.location,
             dtype=torch.float64 if product_dtype == torch.float64 else torch.float32,
-            attn_implementation=attention.NAME,
+            attn_implementation=None if kept else attention.NAME,
             trust_remote_code=False,
             use_safetensors=True,
         )
     except (OSError, ValueError) as error:
         raise InputError(f'model "{model}" could not be loaded: {_first_line(error)}') from error
     with library_draws(seed, Stream.INITIALISATION):  # an adapter's first weights
-        policy = CausalLM(
+        policy = (OwnForward if kept else CausalLM)(
             module,
             tokenizer,
             eos_token_ids=ends,
@@ -122,11 +128,13 @@ def check_forward(policy: CausalLM, model: str) -> None:
     length = min(16, policy.context_length)
     tokens = torch.arange(length)[None] % policy.network.config.vocab_size
     wide = policy.dtype != torch.bfloat16
-    network = policy.network
-    network.set_attn_implementation("eager")
+    network, kept = policy.network, isinstance(policy, OwnForward)
+    if not kept:
+        network.set_attn_implementation("eager")
     with products_in(policy.dtype):
         theirs = network(input_ids=tokens).logits[0, :-1].to(torch.float64)
-    network.set_attn_implementation(attention.NAME)
+    if not kept:
+        network.set_attn_implementation(attention.NAME)
     theirs = torch.log_softmax(theirs, -1).gather(1, tokens[0, 1:, None])[:, 0]
     mask = torch.ones((1, length - 1), dtype=torch.bool)
     plain = copy.copy(policy)

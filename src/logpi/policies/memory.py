@@ -44,6 +44,11 @@ class Work:
         )
 
 
+def can_estimate(model_config: Any) -> bool:
+    """Return whether the network is of a kind whose memory is known here: one with attention."""
+    return hasattr(model_config.get_text_config(), "num_attention_heads")
+
+
 def memory_estimate(model_config: Any, work: Work) -> dict[str, int]:
     """Return bytes by purpose and their total at the peak: what stays, and the larger of sampling and gradient."""
     from transformers import AutoModelForCausalLM
@@ -81,8 +86,8 @@ def memory_estimate(model_config: Any, work: Work) -> dict[str, int]:
 def require_memory(run: Any, model_config: Any) -> None:
     """Raise InputError where the machine is too small for a run, with an option that makes it fit, if one does."""
     work, there = Work.of(run, prompt_length=0), memory_bytes()
-    if there is None or not hasattr(model_config.get_text_config(), "num_attention_heads"):
-        return  # unknown, or a kind of network that loading refuses
+    if there is None or not can_estimate(model_config):
+        return
     found = memory_estimate(model_config, work)
     if SURELY * found["total"] <= there:
         return

@@ -8,6 +8,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
+from logpi.policies import attention
 from logpi.policies.mlp import MLP
 
 
@@ -29,11 +30,13 @@ def save_policy(policy: Any, folder: Path) -> None:
         file.write_text(json.dumps(settings, indent=2, sort_keys=True))
         network = merged_copy(policy.module)
     implementation = network.config._attn_implementation
-    network.set_attn_implementation("sdpa")  # what others load must not ask for an attention that only logpi has
+    if implementation == attention.NAME:  # what others load must not ask for an attention that only logpi has
+        network.set_attn_implementation("sdpa")
     try:
         network.save_pretrained(folder)
     finally:
-        network.set_attn_implementation(implementation)
+        if implementation == attention.NAME:
+            network.set_attn_implementation(implementation)
     policy.tokenizer.save_pretrained(folder)
     if policy.has_values:
         save_file(policy.value_head.state_dict(), folder / "value_head.safetensors")

@@ -14,8 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from logpi.device import products_in
 from logpi.policies.attention import KEY_MULTIPLE, round_up
 from logpi.policies.causal_lm import CausalLM
+from logpi.policies.own_forward import OwnForward
 from logpi.policies.token_log_probs import PLAIN, ROW_MULTIPLE, SLICE_ROWS, Transform, softmax
 from logpi.randomness import Stream, uniforms
 from logpi.rollout.kv_cache import SlotCache
@@ -61,8 +63,9 @@ def generate(
         return trajectories
     capacity = round_up(max(len(p.tokens) for p in prompts) + sampling.max_new_tokens, KEY_MULTIPLE)
     num_rows = min(sampling.max_rows, max(ROW_MULTIPLE, sampling.max_keys // capacity))
+    run = _run_whole if isinstance(policy, OwnForward) else _run
     for part, num_samples in _parts(prompts, num_generations, num_rows):
-        for record in _run(policy, [prompt for _, prompt in part], num_samples, sampling, step):
+        for record in run(policy, [prompt for _, prompt in part], num_samples, sampling, step):
             group, prompt = part[record.row // num_samples]
             trajectories.append(
                 Trajectory(
@@ -138,6 +141,57 @@ def _run(
             running = [running[i] for i in survivors]
         logits = policy.next_token_logits(_decode(policy, running, cache))
     return completions
+
+
+def _run_whole(
+    policy: CausalLM, prompts: Sequence[TokenPrompt], num_generations: int, sampling: Sampling, step: int
+) -> list[_Completion]:
+    """The same through transformers' `generate`, one group after the other: no prompt is padded."""
+    from transformers import GenerationConfig
+
+    randoms = _uniforms(prompts, num_generations, sampling, step)
+    transform = PLAIN if sampling.greedy else policy.transform
+    length = {"max_new_tokens": sampling.max_new_tokens, "pad_token_id": policy.eos_token_ids[0]}
+    options = GenerationConfig(do_sample=False, eos_token_id=list(policy.eos_token_ids), **length)
+    network, found = policy.network, []
+    usual, network.generation_config = network.generation_config, GenerationConfig()  # penalties and the like
+    try:
+        for i, prompt in enumerate(prompts):
+            rows = range(i * num_generations, (i + 1) * num_generations)
+            group = [_Completion(row, len(prompt.tokens)) for row in rows]
+            chooser = _Chooser(group, transform, None if sampling.greedy else randoms[rows], policy.eos_token_ids)
+            with products_in(policy.dtype):
+                network.generate(
+                    prompt.tokens.expand(num_generations, -1), generation_config=options, logits_processor=[chooser]
+                )
+            found += group
+    finally:
+        network.generation_config = usual
+    return found
+
+
+class _Chooser:
+    """What transformers calls a logits processor: draws as `_run` does, and leaves `generate` the drawn token alone."""
+
+    def __init__(
+        self,
+        completions: list[_Completion],
+        transform: Transform,
+        uniforms: np.ndarray | None,
+        eos_token_ids: tuple[int, ...],
+    ):
+        self.completions, self.transform, self.uniforms = completions, transform, uniforms
+        self.eos_token_ids = eos_token_ids
+
+    def __call__(self, tokens: Tensor, logits: Tensor) -> Tensor:
+        rows = [i for i, c in enumerate(self.completions) if not c.ended and c.failure is None]
+        position = tokens.shape[1] - self.completions[0].prompt_length
+        numbers = None if self.uniforms is None else self.uniforms[rows, position]
+        chosen, log_probs, entropies = choose(logits[rows], self.transform, numbers)
+        _record([self.completions[i] for i in rows], chosen, log_probs, entropies, self.eos_token_ids)
+        drawn = torch.full((len(logits),), self.eos_token_ids[0])
+        drawn[rows] = chosen
+        return torch.full_like(logits, -torch.inf).scatter_(1, drawn[:, None], 0.0)
 
 
 def _uniforms(prompts: Sequence[TokenPrompt], num_generations: int, sampling: Sampling, step: int) -> np.ndarray:
