@@ -29,6 +29,8 @@ bench: $(VENV)/.installed  # sampling and training steps beside transformers, TR
 	$(BIN)/python benchmarks/generation.py $(if $(VLLM),--vllm $(VLLM))
 	$(BIN)/python benchmarks/step.py $(TRL)
 	$(BIN)/python benchmarks/step.py $(TRL) --padding 160
+	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/growth.py
 	$(if $(TRL),$(BIN)/python benchmarks/cartpole.py --sb3 $(JUDGES)/bin/python)
 
 bench-quick: $(VENV)/.installed  # two sizes, one round, no peers but transformers
