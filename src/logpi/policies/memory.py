@@ -50,7 +50,8 @@ def can_estimate(model_config: Any) -> bool:
 
 
 def memory_estimate(model_config: Any, work: Work) -> dict[str, int]:
-    """Return bytes by purpose and their total at the peak: what stays, and the larger of sampling and gradient."""
+    """Return bytes by purpose and their total at the peak. Sampling and gradient come one after the other, and both
+    count: memory is kept when it is freed, and what one of them leaves is seldom of the sizes that the other takes."""
     from transformers import AutoModelForCausalLM
 
     config = model_config.get_text_config()
@@ -78,9 +79,7 @@ def memory_estimate(model_config: Any, work: Work) -> dict[str, int]:
         "logits": min(work.micro_batch_tokens * logits, CHUNK_BYTES),
         "cache": _cache(config, work) + work.rows * logits,
     }
-    stays = sum(parts[name] for name in ("process", "weights", "sampling_weights", "reference", "optimiser"))
-    learning = sum(parts[name] for name in ("gradient", "activations", "logits"))
-    return {**parts, "total": stays + max(learning, parts["cache"])}
+    return {**parts, "total": sum(parts.values())}
 
 
 def require_memory(run: Any, model_config: Any) -> None:
