@@ -189,7 +189,7 @@ def test_minibatches_keep_groups_whole_and_count_each_row_once():
     assert [len(part) for part in alone] == [1, 1, 1]
 
 
-@pytest.mark.parametrize("max_tokens", [1, 60, 150, 10**6])
+@pytest.mark.parametrize("max_tokens", [1, 60, 90, 120, 150, 200, 10**6])
 def test_micro_batches_hold_each_row_once_and_keep_to_the_limit(max_tokens):
     batch = make_batch(sample(policy("gpt2"), LENGTHS, 4))
     parts = list(micro_batches(batch, max_tokens))
@@ -197,6 +197,11 @@ def test_micro_batches_hold_each_row_once_and_keep_to_the_limit(max_tokens):
     for rows in parts:
         prompts = {int(batch.group[i]): len(batch.inputs[i]) for i in rows.tolist()}
         assert len(rows) == 1 or int(batch.lengths[rows].sum()) + sum(prompts.values()) <= max_tokens
+    for group in range(4):
+        members = batch.group == group
+        first = int(members.int().argmax())
+        if int(batch.lengths[members].sum()) + len(batch.inputs[first]) <= max_tokens:  # its prompt runs once
+            assert sum(bool(members[rows].any()) for rows in parts) == 1
 
 
 # --- metrics ---------------------------------------------------------------------------------------------------------

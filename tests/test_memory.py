@@ -45,6 +45,12 @@ def test_weights_and_what_a_token_leaves_for_backward(dtype):
     assert 0.75 < found["activations"] / held(kept) < 1.25
 
 
+def test_parts_add_up():
+    """Of sampling and of learning: what one frees the other seldom takes (benchmarks/memory.py)."""
+    found = memory_estimate(policy("llama").network.config, Work(torch.float32, 8, 10, 10, 64))
+    assert found["total"] == sum(size for name, size in found.items() if name != "total")
+
+
 def test_an_adapter_has_a_small_gradient_and_a_reference_costs_full_weights_only():
     config = policy("llama").network.config
     full = memory_estimate(config, Work(torch.float32, 8, 10, 10, 64, has_reference=True))

@@ -42,7 +42,8 @@ def minibatches(
 
 def micro_batches(batch: Batch, max_tokens: int) -> Iterator[Tensor]:
     """Yield row indices for one forward each: longest first, prompts counted once a group, at most `max_tokens` tokens
-    (a single row may have more). A row is as long as its actions and what it was told in between."""
+    (a single row may have more). A group that fits into one forward is not split: its prompt would run twice. A row is
+    as long as its actions and what it was told in between."""
     shared, groups = [num_shared(inputs) for inputs in batch.inputs], batch.group.tolist()
     told = [int((inputs[start:] != OWN).sum()) for inputs, start in zip(batch.inputs, shared, strict=True)]
     lengths = [actions + others for actions, others in zip(batch.lengths.tolist(), told, strict=True)]
@@ -50,13 +51,18 @@ def micro_batches(batch: Batch, max_tokens: int) -> Iterator[Tensor]:
     for group, length in zip(groups, lengths, strict=True):
         longest_of_group[group] = max(length, longest_of_group.get(group, 0))
     order = sorted(range(len(batch)), key=lambda i: (-longest_of_group[groups[i]], groups[i], i))
+    whole: dict[int, int] = {}  # tokens of a group and its prompt
+    for row in order:
+        whole[groups[row]] = whole.get(groups[row], shared[row]) + lengths[row]
     rows: list[int] = []
     prompts: set[int] = set()
     num_tokens = 0
     for row in order:
         group, prompt = groups[row], shared[row]
-        more = lengths[row] + (0 if group in prompts else prompt)
-        if rows and num_tokens + more > max_tokens:
+        is_new = group not in prompts
+        more = lengths[row] + (prompt if is_new else 0)
+        needed = whole[group] if is_new and whole[group] <= max_tokens else more
+        if rows and num_tokens + needed > max_tokens:
             yield torch.tensor(rows)
             rows, prompts, num_tokens, more = [], set(), 0, lengths[row] + prompt
         rows.append(row)
