@@ -8,6 +8,7 @@ from models import NATIVE_BF16, gradient, network, policy, prompts, relative_err
 from transformers import MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from logpi.policies import attention
+from logpi.policies.adapters import merged_weight
 from logpi.policies.attention import KEY_MULTIPLE, KeyValues
 from logpi.policies.causal_lm import CausalLM
 from logpi.policies.fused import FusedTrunk, Product
@@ -34,9 +35,10 @@ def other(kind):
 
 
 def unfused(made):
-    """Make a policy run through its module, with the weights that its products hold."""
+    """Make a policy run through its module, with weights that are taken from the learner's now."""
     for product in made.fused.products():
-        for layer, weight in zip(product.layers, product.weight().split(product.rows), strict=True):
+        for layer, source in zip(product.layers, product.sources, strict=True):
+            weight = merged_weight(source).detach().to(product.dtype, copy=True)
             layer.weight = torch.nn.Parameter(weight, requires_grad=False)
     made.fused = None
     return made

@@ -122,7 +122,7 @@ def _run(
     completions = [_Completion(row, len(prompts[p].tokens)) for row, p in enumerate(prompt_of_row.tolist())]
     randoms = _uniforms(prompts, num_generations, sampling, step)
     last_hidden, prompt_cache = policy.prompt_pass(policy.sampler, [p.tokens for p in prompts])
-    transform = PLAIN if sampling.greedy else policy.transform
+    transform = _transform(policy, sampling)
     logits = policy.next_token_logits(last_hidden)[prompt_of_row]
     running = completions
     num_slots = round_up(len(completions), ROW_MULTIPLE)
@@ -150,7 +150,7 @@ def _run_whole(
     from transformers import GenerationConfig
 
     randoms = _uniforms(prompts, num_generations, sampling, step)
-    transform = PLAIN if sampling.greedy else policy.transform
+    transform = _transform(policy, sampling)
     length = {"max_new_tokens": sampling.max_new_tokens, "pad_token_id": policy.eos_token_ids[0]}
     options = GenerationConfig(do_sample=False, eos_token_id=list(policy.eos_token_ids), **length)
     network, found = policy.network, []
@@ -192,6 +192,11 @@ class _Chooser:
         drawn = torch.full((len(logits),), self.eos_token_ids[0])
         drawn[rows] = chosen
         return torch.full_like(logits, -torch.inf).scatter_(1, drawn[:, None], 0.0)
+
+
+def _transform(policy: CausalLM, sampling: Sampling) -> Transform:
+    """Return what makes of logits the distribution to draw from: nothing is cut where the likeliest token is taken."""
+    return PLAIN if sampling.greedy else policy.transform
 
 
 def _uniforms(prompts: Sequence[TokenPrompt], num_generations: int, sampling: Sampling, step: int) -> np.ndarray:
