@@ -35,11 +35,12 @@ def other(kind):
 
 
 def unfused(made):
-    """Make a policy run through its module, with weights that are taken from the learner's now."""
+    """Make a policy run through its module, with weights that are taken from the learner's now, adapters as peft does."""
     for product in made.fused.products():
         for layer, source in zip(product.layers, product.sources, strict=True):
             weight = merged_weight(source).detach().to(product.dtype, copy=True)
             layer.weight = torch.nn.Parameter(weight, requires_grad=False)
+            vars(source).pop("forward", None)
     made.fused = None
     return made
 

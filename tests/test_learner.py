@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -202,6 +204,32 @@ def test_micro_batches_hold_each_row_once_and_keep_to_the_limit(max_tokens):
         first = int(members.int().argmax())
         if int(batch.lengths[members].sum()) + len(batch.inputs[first]) <= max_tokens:  # its prompt runs once
             assert sum(bool(members[rows].any()) for rows in parts) == 1
+
+
+# --- the optimiser ---------------------------------------------------------------------------------------------------
+
+
+def test_adamw_is_torchs_and_imports_no_compiler():
+    code = """
+import sys, torch
+from logpi.optimizer import AdamW
+from logpi.trainer import use_threads
+use_threads(1)
+def taken(kind):
+    weight = torch.nn.Parameter(torch.linspace(-1, 1, 300))
+    optimizer = kind([weight], lr=0.1, weight_decay=0.1, fused=True)
+    for step in range(4):
+        weight.grad = torch.sin(weight.detach() * (step + 3))
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        assert weight.grad is None
+    return weight.detach()
+ours = taken(AdamW)
+assert torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled()
+assert not {"torch._dynamo", "torch._inductor"} & sys.modules.keys()
+assert torch.equal(ours, taken(torch.optim.AdamW))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 # --- metrics ---------------------------------------------------------------------------------------------------------

@@ -135,3 +135,23 @@ def test_a_forward_that_does_more_is_refused(folder):
     KINDS["RecurrentGemma"]["logits_soft_cap"] = 0.5
     with pytest.raises(InputError, match="its forward does something that logpi does not compute"):
         load_causal_lm(str(folder("RecurrentGemma")), dtype="float32")
+
+
+def spread(completions, **columns):
+    """A reward that differs between completions."""
+    return [sum(map(ord, c if isinstance(c, str) else c[0]["content"])) / 500 for c in completions]
+
+
+def test_a_kl_to_the_start_is_trained_against_a_copy(folder, tmp_path):
+    config = make_config(
+        {"recipe": "custom",
+         "task": {"name": "custom", "data": [{"prompt": f"{i}="} for i in range(8)], "rewards": spread},
+         "threads": 1, "policy": {"model": str(folder("Bloom")), "dtype": "float32"}, "max_steps": 2,
+         "learner": {"learning_rate": 0.01},
+         "algorithm": {"name": "grpo", "beta": 0.1},
+         "rollout": {"num_prompts": 2, "num_generations": 4, "max_completion_length": 4}},
+        "test",
+    )  # fmt: skip
+    api.run(config, folder=tmp_path / "run", observer=None)
+    first, second = (json.loads(row) for row in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    assert abs(first["kl"]) < 1e-6 < second["kl"]  # the policy has moved, its copy has not

@@ -48,12 +48,11 @@ def micro_batches(batch: Batch, max_tokens: int) -> Iterator[Tensor]:
     told = [int((inputs[start:] != OWN).sum()) for inputs, start in zip(batch.inputs, shared, strict=True)]
     lengths = [actions + others for actions, others in zip(batch.lengths.tolist(), told, strict=True)]
     longest_of_group: dict[int, int] = {}
-    for group, length in zip(groups, lengths, strict=True):
-        longest_of_group[group] = max(length, longest_of_group.get(group, 0))
-    order = sorted(range(len(batch)), key=lambda i: (-longest_of_group[groups[i]], groups[i], i))
     whole: dict[int, int] = {}  # tokens of a group and its prompt
-    for row in order:
-        whole[groups[row]] = whole.get(groups[row], shared[row]) + lengths[row]
+    for group, length, prompt in zip(groups, lengths, shared, strict=True):
+        longest_of_group[group] = max(length, longest_of_group.get(group, 0))
+        whole[group] = whole.get(group, prompt) + length
+    order = sorted(range(len(batch)), key=lambda i: (-longest_of_group[groups[i]], groups[i], i))
     rows: list[int] = []
     prompts: set[int] = set()
     num_tokens = 0

@@ -14,7 +14,7 @@ from logpi import checkpoint, identity
 from logpi.config import Config
 from logpi.errors import InputError, MismatchError
 from logpi.objective import objective
-from logpi.policies.loading import own_forward
+from logpi.policies.loading import why_own_forward
 from logpi.policies.own_forward import OwnForward
 from logpi.rollout.self_test import SAME_BITS, self_test
 from logpi.run_folder import RunFolder, differences
@@ -61,7 +61,7 @@ def _parity(policy: Any, notes: list[str]) -> str | None:
     if not hasattr(policy, "sampler"):
         return None
     if isinstance(policy, OwnForward):
-        why = own_forward(policy.network.config)
+        why = why_own_forward(policy.network.config)
         notes.append(f"{why}; mismatch/max records how far they are apart")
         return why
     found = self_test(policy)

@@ -57,13 +57,12 @@ class TinyLanguageModel(CausalLM):
     def log_probs(self) -> Tensor:
         """Return log π of every action in every state, [prompts, prefixes, actions]: plain forwards of whole sequences
         with the attention that transformers brings, nothing of logpi's."""
-        self.module.set_attn_implementation("eager")
         rows = []
-        for prompt in PROMPTS:
-            for prefix in PREFIXES:
-                tokens = torch.cat([prompt, torch.tensor(prefix, dtype=torch.long)])
-                rows.append(self.module(input_ids=tokens[None]).logits[0, -1].log_softmax(-1))
-        self.module.set_attn_implementation(attention.NAME)
+        with attention.replaced_by("eager", self.module):
+            for prompt in PROMPTS:
+                for prefix in PREFIXES:
+                    tokens = torch.cat([prompt, torch.tensor(prefix, dtype=torch.long)])
+                    rows.append(self.module(input_ids=tokens[None]).logits[0, -1].log_softmax(-1))
         return torch.stack(rows).reshape(NUM_PROMPTS, len(PREFIXES), VOCABULARY)
 
     def inputs(self, prompt: int, states: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ key j of a row is always its position j.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -82,6 +84,19 @@ def register() -> None:
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, invariant_attention)
+
+
+@contextmanager
+def replaced_by(other: str, network: Any) -> Iterator[None]:
+    """Let a network that has logpi's attention take another one for a while; one that keeps its own stays as it is."""
+    is_ours = network.config._attn_implementation == NAME
+    if is_ours:
+        network.set_attn_implementation(other)
+    try:
+        yield
+    finally:
+        if is_ours:
+            network.set_attn_implementation(NAME)
 
 
 class KeyValues:

@@ -77,10 +77,8 @@ def _check(policy: Encoder, model: str) -> None:
     if policy.labels and not isinstance(getattr(network, "classifier", None), torch.nn.Linear):
         raise InputError(f'model "{model}": its head is no linear layer "classifier"; pick another encoder')
     tokens = torch.arange(min(16, policy.context_length)) % network.config.vocab_size
-    network.set_attn_implementation("eager")
-    with products_in(policy.dtype):
+    with attention.replaced_by("eager", network), products_in(policy.dtype):
         theirs = network(input_ids=tokens[None]).logits[0]
-    network.set_attn_implementation(attention.NAME)
     sentence = torch.stack([tokens, torch.zeros_like(tokens), torch.ones_like(tokens)], 1)
     ours = policy.logits(policy.states([sentence, sentence.flip(0)]))[: len(tokens)]  # beside another one
     difference = float((ours - theirs).abs().max())

@@ -83,7 +83,7 @@ class Product:
 
     def weight(self) -> Tensor:
         """Return W [outputs, inputs]."""
-        return torch.cat([layer.weight for layer in self.layers]) if self.packed is None else self.packed.to_dense()
+        return _joined([layer.weight for layer in self.layers], 0) if self.packed is None else self.packed.to_dense()
 
     def __call__(self, x: Tensor) -> Tensor:
         x = x.to(self.dtype)
@@ -93,8 +93,7 @@ class Product:
         """Return the product of rows in its dtype, without gradients."""
         if self.packed is not None:
             return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
-        parts = [layer(x) for layer in self.layers]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+        return _joined([layer(x) for layer in self.layers], -1)
 
     def pull_back(self, slope: Tensor, x: Tensor) -> Tensor:
         """Add to the sources' gradients what ∂y and x [rows, inputs] make of them; return ∂x = ∂y W."""
@@ -104,6 +103,10 @@ class Product:
 
 
 _PACKED_ROWS = 64  # what the layout is made for; it serves any number of rows
+
+
+def _joined(parts: list[Tensor], dim: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
 class _Linear(torch.autograd.Function):

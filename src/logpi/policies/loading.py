@@ -39,7 +39,7 @@ def load_config(source: Source) -> Any:
         raise InputError(f'model "{source.name}" could not be loaded: {_first_line(error)}') from error
 
 
-def own_forward(config: Any) -> str | None:
+def why_own_forward(config: Any) -> str | None:
     """Return why logpi can't put its attention into a network of this configuration; None where it can."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -93,7 +93,7 @@ def load_causal_lm(
     logging.disable_progress_bar()
     source = find(model, weights=True)
     tokenizer, config = load_tokenizer(source), load_config(source)
-    ends, kept = eos_token_ids(source, tokenizer, config), own_forward(config)
+    ends, kept = eos_token_ids(source, tokenizer, config), why_own_forward(config)
     product_dtype = resolve_dtype(dtype)
     attention.register()
     try:
@@ -128,13 +128,8 @@ def check_forward(policy: CausalLM, model: str) -> None:
     length = min(16, policy.context_length)
     tokens = torch.arange(length)[None] % policy.network.config.vocab_size
     wide = policy.dtype != torch.bfloat16
-    network, kept = policy.network, isinstance(policy, OwnForward)
-    if not kept:
-        network.set_attn_implementation("eager")
-    with products_in(policy.dtype):
-        theirs = network(input_ids=tokens).logits[0, :-1].to(torch.float64)
-    if not kept:
-        network.set_attn_implementation(attention.NAME)
+    with attention.replaced_by("eager", policy.network), products_in(policy.dtype):
+        theirs = policy.network(input_ids=tokens).logits[0, :-1].to(torch.float64)
     theirs = torch.log_softmax(theirs, -1).gather(1, tokens[0, 1:, None])[:, 0]
     mask = torch.ones((1, length - 1), dtype=torch.bool)
     plain = copy.copy(policy)

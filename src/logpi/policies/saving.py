@@ -29,14 +29,8 @@ def save_policy(policy: Any, folder: Path) -> None:
         settings["target_modules"] = sorted(settings["target_modules"])  # peft writes a set, in any order
         file.write_text(json.dumps(settings, indent=2, sort_keys=True))
         network = merged_copy(policy.module)
-    implementation = network.config._attn_implementation
-    if implementation == attention.NAME:  # what others load must not ask for an attention that only logpi has
-        network.set_attn_implementation("sdpa")
-    try:
+    with attention.replaced_by("sdpa", network):  # what others load must not ask for an attention that only logpi has
         network.save_pretrained(folder)
-    finally:
-        if implementation == attention.NAME:
-            network.set_attn_implementation(implementation)
     policy.tokenizer.save_pretrained(folder)
     if policy.has_values:
         save_file(policy.value_head.state_dict(), folder / "value_head.safetensors")
