@@ -35,7 +35,7 @@ def other(kind):
 
 
 def unfused(made):
-    """Make a policy run through its module, with weights taken from the learner's now, and adapters as peft has them."""
+    """Make a policy run through its module, with weights taken from the learner's now, adapters as peft has them."""
     for product in made.fused.products():
         for layer, source in zip(product.layers, product.sources, strict=True):
             weight = merged_weight(source).detach().to(product.dtype, copy=True)
