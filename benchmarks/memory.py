@@ -86,7 +86,6 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     """Take two steps here; return the peak, the estimate and its parts, all in GB of 1e9 bytes."""
     import time
 
-    import torch
     from reliability import Silent
     from step_config import step_config
 
@@ -95,10 +94,9 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     from logpi.policies.chat import prompt_tokens
     from logpi.policies.memory import Work, memory_estimate
     from logpi.run_folder import RunFolder
-    from logpi.trainer import Trainer
+    from logpi.trainer import Trainer, use_threads
 
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
-    torch.use_deterministic_algorithms(True)
+    use_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     config = step_config(case["model"], 0, case["dtype"], case["lora"])
     experience, policy, algorithm = api.build(config)
     learner = Learner(policy, algorithm, learning_rate=1e-6, micro_batch_tokens=config.learner.micro_batch_tokens)

@@ -32,7 +32,7 @@ from logpi.learner import Learner
 from logpi.policies.packing import Packing, rows_of_heads
 from logpi.rollout.sampling import draw
 from logpi.run_folder import RunFolder
-from logpi.trainer import Trainer
+from logpi.trainer import Trainer, use_threads
 
 sys.path.append(str(HERE / "sides"))
 from step_config import step_config
@@ -159,8 +159,7 @@ def main() -> None:
     options.add_argument("--dtype", default="auto", help="of products: bfloat16, float32; auto: what is native")
     options.add_argument("--threads", type=int, default=2)
     chosen = options.parse_args()
-    torch.set_num_threads(chosen.threads)
-    torch.use_deterministic_algorithms(True)
+    use_threads(chosen.threads)
     config = (
         step_config("smollm2-q4", chosen.words, chosen.dtype)
         if chosen.long

@@ -18,7 +18,7 @@ import torch
 from logpi import api
 from logpi.learner import Learner
 from logpi.run_folder import RunFolder
-from logpi.trainer import Trainer
+from logpi.trainer import Trainer, use_threads
 
 
 class Silent:
@@ -36,7 +36,7 @@ def main() -> None:
     options.add_argument("--steps", type=int, default=6, help="timed steps on each side")
     chosen = options.parse_args()
     config = api.resolve("smollm2-addition")
-    torch.use_deterministic_algorithms(True)
+    use_threads(None)
     experience, policy, algorithm = api.build(config)
     learner = Learner(policy, algorithm, learning_rate=config.learner.learning_rate,
                       micro_batch_tokens=config.learner.micro_batch_tokens)  # fmt: skip

@@ -129,10 +129,20 @@ def test_hostile_lines_are_worth_nothing_much():
     assert line_of(sonnets.rhymes, *HOSTILE)[:4] == [0.0] * 4
 
 
+def test_what_is_imitated_is_the_nearest_line_that_rhymes_after_or_else_before():
+    lines = ["the day", "a night", "a way", "in sight", "to say", "the end"]
+    pairs = dict(sonnets.rhyming_pairs(lines))
+    assert pairs == {"the day": "a way", "a way": "to say", "to say": "a way", "a night": "in sight",
+                     "in sight": "a night"}  # fmt: skip
+
+
 def test_poems_are_held_out_whole_and_real_couplets_rhyme():
     task = make_task("sonnets", data=str(real("text_sonnets", "sonnets.jsonl.gz")))
     assert not {p.columns["poem"] for p in task.train} & {p.columns["poem"] for p in task.heldout}
-    assert len(task.heldout) >= 190 and task.train[0].prompt.endswith("\n")
+    assert len(task.heldout) >= 160 and task.train[0].prompt.endswith("\n")
+    assert sonnets.rhymes([p.columns["answer"] for p in task.train], line=[p.columns["line"] for p in task.train]) == (
+        [1.0] * len(task.train)
+    )
     poems = [
         json.loads(row)["lines"]
         for row in gzip.decompress(real("text_sonnets", "sonnets.jsonl.gz").read_bytes()).splitlines()
@@ -216,7 +226,7 @@ def test_only_regular_poems_are_taken():
         ("sonnets", [{"lines": []}], r'row 0: "lines" is \[\]; it must be lines of text'),
         ("sonnets", [{"lines": ["a", 3]}], 'row 0: "lines" is'),
         ("sonnets", [{"line": "a"}], 'no column "lines".*Did you mean "line"'),
-        ("sonnets", [{"lines": ["zzxq"]}], "no line ends with a word that the dictionary knows"),
+        ("sonnets", [{"lines": ["zzxq"]}], "no line rhymes with another of its poem"),
         ("quatrains", [{"paragraphs": ["山中"]}], "no poem has 4, 8 or more lines"),
         ("quatrains", [{"paragraphs": [3]}], 'row 0: "paragraphs" must be a list of text'),
     ],
@@ -248,7 +258,8 @@ def test_the_recipes_run_on_files_of_ones_own(tmp_path, monkeypatch, call):
     write(tmp_path)
     tiny = models.write(tmp_path / "tiny", "llama", context=1024)
     for words in (
-        ("train", "sonnets", "--data", "sonnets.jsonl.gz", "--model", tiny, "--run", "runs/sonnets"),
+        ("sft", "sonnets-sft", "--data", "sonnets.jsonl.gz", "--model", tiny, "--run", "runs/sonnets-sft"),
+        ("train", "sonnets", "--data", "sonnets.jsonl.gz", "--run", "runs/sonnets"),
         ("sft", "quatrains-sft", "--data", "tang.jsonl", "--run", "runs/quatrains-sft"),
         ("train", "quatrains", "--data", "tang.jsonl", "--run", "runs/quatrains"),
     ):

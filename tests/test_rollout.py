@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from models import CONTEXT, ENDS, NATIVE_BF16, policy, prompts, sample
 
+from logpi.policies.attention import attention_of, round_up
 from logpi.policies.token_log_probs import Transform
 from logpi.randomness import Stream
 from logpi.rollout import engine
 from logpi.rollout.engine import Sampling, TokenPrompt, generate
 from logpi.rollout.sampling import draw
+from logpi.trajectory import make_batch
 
 DTYPES = [torch.float32] + [torch.bfloat16] * NATIVE_BF16
 LENGTHS = [3, 17, 64, 9, 40, 12, 5]
@@ -129,6 +132,43 @@ def test_no_more_completions_run_side_by_side_than_allowed(monkeypatch, num_gene
     monkeypatch.setattr(engine, "_run", watched)
     generate(policy("llama"), prompts(LENGTHS), num_generations, Sampling(4, max_rows=max_rows))
     assert max(seen) <= max_rows and sum(seen) == len(LENGTHS) * num_generations
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64])
+@pytest.mark.parametrize("width", [16, 64, 128])
+@pytest.mark.parametrize("num_keys", [20, 130, 200, 300, 600, 1000, 1500])
+def test_padding_behind_the_keys_changes_no_bit(num_keys, width, dtype):
+    draws = torch.Generator().manual_seed(num_keys)
+    query, key, value = (torch.randn(2, h, t, width, generator=draws).to(dtype)
+                         for h, t in ((9, 8), (3, 2048), (3, 2048)))  # fmt: skip
+    found = []
+    for keys in (round_up(num_keys, 32), round_up(num_keys, 32) + 32, round_up(num_keys, 256) + 64, 2048):
+        masked = (torch.arange(keys) >= num_keys).expand(2, 1, 8, keys)
+        found.append(attention_of(query * width**-0.5, key[:, :, :keys], value[:, :, :keys], masked))
+    assert all(torch.equal(other, found[0]) for other in found[1:])
+    exact = torch.nn.functional.scaled_dot_product_attention(
+        query.double(), *(x[:, :, :num_keys].double().repeat_interleave(3, 1) for x in (key, value))
+    )
+    tolerance = {torch.bfloat16: 2e-2, torch.float32: 1e-5, torch.float64: 1e-12}[dtype]
+    torch.testing.assert_close(found[0].transpose(1, 2).double(), exact, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_long_sequences_keep_their_bits_in_any_company_and_in_the_learner(kind, dtype):
+    """Products over many keys are cut by rules of their own, by how many there are: MKL's from 192 on, oneDNN's beyond
+    1024. A sequence beside longer ones has more padding than alone."""
+    tiny = policy(kind, dtype, ends=(), context=1600)
+    asked = prompts([150, 230, 370, 640, 1010, 1500])
+    together = {t.prompt_uid: t for t in generate(tiny, asked, 1, Sampling(24))}
+    for prompt in asked:
+        (alone,) = generate(tiny, [prompt], 1, Sampling(24))
+        assert same(alone, together[prompt.uid]), len(prompt.tokens)
+    batch = make_batch([replace(t, rewards=torch.zeros(len(t))) for t in together.values()])
+    for rows in (torch.arange(6), torch.tensor([0]), torch.tensor([4, 1])):
+        part = batch.select(rows)
+        found = tiny.evaluate(part.actions, part.mask, part.truncated, part.inputs).log_probs
+        assert torch.equal(found[part.mask], part.behavior_log_probs[part.mask])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

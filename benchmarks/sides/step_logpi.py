@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from step_config import step_config
 
 sys.path.append(str(Path(__file__).parents[1]))
@@ -19,12 +18,11 @@ from side_by_side import serve
 from logpi import api
 from logpi.learner import Learner
 from logpi.run_folder import RunFolder
-from logpi.trainer import Trainer
+from logpi.trainer import Trainer, use_threads
 
-torch.set_num_threads(2)
+use_threads(2)
 padding = int(sys.argv[2]) if len(sys.argv) > 2 else 0
 config = step_config(sys.argv[1], padding)
-torch.use_deterministic_algorithms(True)
 experience, policy, algorithm = api.build(config)
 learner = Learner(policy, algorithm, learning_rate=1e-6, micro_batch_tokens=config.learner.micro_batch_tokens)
 folder = tempfile.TemporaryDirectory(prefix="logpi-bench-")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from logpi.device import product_dtype
-from logpi.policies.attention import KEY_MULTIPLE, probabilities, product, round_up
+from logpi.policies.attention import KEY_MULTIPLE, probabilities, round_up, weighted
 from logpi.policies.token_log_probs import ROW_MULTIPLE
 
 BLOCK_SCORES = 2**16  # of a head, in one block: they stay in the processor's cache from one pass to the next
@@ -163,7 +163,7 @@ class _Attention(torch.autograd.Function):
         found = []
         for block, (asking, asked) in zip(packing.blocks, rows, strict=True):
             own = probabilities(_take(query, asking), _take(key, asked), block.masked)
-            found.append(product(own.to(value.dtype), _take(value, asked)).flatten(0, -2))
+            found.append(weighted(own.to(value.dtype), _take(value, asked)).flatten(0, -2))
         return torch.cat(found)[where].view(query.shape)
 
     @staticmethod

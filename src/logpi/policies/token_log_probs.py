@@ -25,7 +25,7 @@ from logpi.policies.gradients import gradient_of
 ROW_MULTIPLE = 8
 CHUNK_ROWS = 2048
 CHUNK_BYTES = 2**28  # of a chunk's logits
-SLICE_ROWS = 16  # of logits: they stay in the processor's cache from one pass to the next
+SLICE_ROWS, SLICE_LOGITS = 16, 2**20  # they stay in the processor's cache from one pass to the next
 PIECE_ROWS = 4096  # of the head's gradient
 LOG_ZERO = -1e4  # its exponential is exactly 0, and so is 0 · log 0
 
@@ -175,11 +175,12 @@ def softmax(
     return Softmax(*(x[:num_rows] for x in (shifted, weights, largest, total))), lowest
 
 
-def slices(start: int, stop: int) -> Iterator[tuple[slice, slice]]:
+def slices(start: int, stop: int, vocabulary: int) -> Iterator[tuple[slice, slice]]:
     """Yield (place in the chunk, place among all rows) of few rows of the chunk from `start` to `stop`: as many as stay
-    in the processor's cache from one pass over the vocabulary to the next."""
-    for first in range(start, max(stop, 1), SLICE_ROWS):
-        last = min(first + SLICE_ROWS, stop)
+    in the processor's cache from one pass over the vocabulary to the next, at least SLICE_ROWS."""
+    size = max(SLICE_ROWS, SLICE_LOGITS // vocabulary // ROW_MULTIPLE * ROW_MULTIPLE)
+    for first in range(start, max(stop, 1), size):
+        last = min(first + size, stop)
         yield slice(first - start, last - start), slice(first, last)
 
 
@@ -200,7 +201,7 @@ class _TokenLogProbs(torch.autograd.Function):
         for start, stop in head.chunks(len(hidden)):
             logits = head.logits(hidden[start:stop])
             reference_logits = None if against is None else against[1].logits(against[0][start:stop])
-            for few, place in slices(start, stop):
+            for few, place in slices(start, stop, len(head.weight)):
                 found, edge = softmax(logits[few], transform, actions=actions[place])
                 log_probs.append(found.log_probs(actions[place]))
                 sums.append(torch.cat([found.largest, found.total], -1))
@@ -233,7 +234,7 @@ class _TokenLogProbs(torch.autograd.Function):
         for start, stop in reversed(head.chunks(len(hidden))):
             logits, ctx.kept = head.logits(hidden[start:stop]) if ctx.kept is None else ctx.kept, None
             reference_logits = None if grad_kl is None else ctx.against[1].logits(ctx.against[0][start:stop])
-            for few, place in slices(start, stop):  # logits become their own gradients
+            for few, place in slices(start, stop, len(head.weight)):  # logits become their own gradients
                 known = (sums[place, :1], sums[place, 1:])
                 edge = None if lowest is None else lowest[place]
                 found, _ = softmax(logits[few], ctx.transform, lowest=edge, known=known)

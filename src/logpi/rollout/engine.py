@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from logpi.device import products_in
 from logpi.policies.attention import KEY_MULTIPLE, round_up
 from logpi.policies.causal_lm import CausalLM
 from logpi.policies.own_forward import OwnForward
-from logpi.policies.token_log_probs import PLAIN, ROW_MULTIPLE, SLICE_ROWS, Transform, softmax
+from logpi.policies.token_log_probs import PLAIN, ROW_MULTIPLE, Transform, slices, softmax
 from logpi.randomness import Stream, uniforms
 from logpi.rollout.kv_cache import SlotCache
 from logpi.rollout.sampling import draw
@@ -65,21 +66,18 @@ def generate(
     num_rows = min(sampling.max_rows, max(ROW_MULTIPLE, sampling.max_keys // capacity))
     run = _run_whole if isinstance(policy, OwnForward) else _run
     for part, num_samples in _parts(prompts, num_generations, num_rows):
-        for record in run(policy, [prompt for _, prompt in part], num_samples, sampling, step):
-            group, prompt = part[record.row // num_samples]
+        found = run(policy, [prompt for _, prompt in part], num_samples, sampling, step)
+        rows = (row for completions in found for row in completions.rows())
+        for i, row in enumerate(rows):
+            group, prompt = part[i // num_samples]
             trajectories.append(
                 Trajectory(
                     prompt_uid=prompt.uid,
-                    sample=prompt.first_sample + record.row % num_samples,
+                    sample=prompt.first_sample + i % num_samples,
                     group=group,
                     policy_version=policy_version,
-                    actions=torch.tensor(record.tokens),
-                    behavior_log_probs=torch.stack(record.log_probs),
-                    entropies=torch.stack(record.entropies),
                     inputs=prompt.tokens,
-                    terminated=record.ended,
-                    truncated=not record.ended,
-                    failure=record.failure,
+                    **row,
                 )
             )
     return trajectories
@@ -102,50 +100,77 @@ def _parts(
             yield [(group, part)], min(num_rows, num_generations - first)
 
 
-class _Completion:
-    """A completion as it grows."""
+class _Completions:
+    """Completions as they grow, a row each. Those that run, in the order of their slots, have equally many tokens."""
 
-    def __init__(self, row: int, prompt_length: int):
-        self.row, self.prompt_length = row, prompt_length
-        self.tokens: list[int] = []
-        self.log_probs: list[Tensor] = []
-        self.entropies: list[Tensor] = []
-        self.ended = False
-        self.failure: str | None = None
+    def __init__(self, prompt_lengths: Tensor, policy: CausalLM, sampling: Sampling):
+        num_rows, wide = len(prompt_lengths), torch.promote_types(policy.dtype, torch.float32)
+        self.prompt_lengths, self.eos_token_ids = prompt_lengths, torch.tensor(policy.eos_token_ids)
+        self.running, self.num_tokens = torch.arange(num_rows), 0
+        self.tokens = torch.zeros((num_rows, sampling.max_new_tokens), dtype=torch.long)
+        self.log_probs, self.entropies = (torch.zeros(self.tokens.shape, dtype=wide) for _ in range(2))
+        self.lengths = torch.zeros(num_rows, dtype=torch.long)
+        self.ended, self.failed = (torch.zeros(num_rows, dtype=torch.bool) for _ in range(2))
+
+    def add(self, tokens: Tensor, log_probs: Tensor, entropies: Tensor) -> Tensor:
+        """Append a token to each that runs, with its log-prob and entropy; return the slots of those that go on."""
+        for kept, new in ((self.tokens, tokens), (self.log_probs, log_probs), (self.entropies, entropies)):
+            kept[self.running, self.num_tokens] = new
+        self.num_tokens += 1
+        self.lengths[self.running] = self.num_tokens
+        failed = ~torch.isfinite(log_probs)
+        ended = (tokens[:, None] == self.eos_token_ids).any(-1) & ~failed
+        self.failed[self.running], self.ended[self.running] = failed, ended
+        return (~(ended | failed)).nonzero()[:, 0]
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Yield what a trajectory records of each."""
+        for row, length in enumerate(self.lengths.tolist()):
+            ended, failed = bool(self.ended[row]), bool(self.failed[row])
+            yield {
+                "actions": self.tokens[row, :length].clone(),
+                "behavior_log_probs": self.log_probs[row, :length].clone(),
+                "entropies": self.entropies[row, :length].clone(),
+                "terminated": ended,
+                "truncated": not ended,
+                "failure": f"logits not finite at position {length - 1}" if failed else None,
+            }
+
+    def newest(self) -> tuple[Tensor, Tensor]:
+        """Return the last token of each that runs, and its position."""
+        return self.tokens[self.running, self.num_tokens - 1], self.prompt_lengths[self.running] + self.num_tokens - 1
 
 
 def _run(
     policy: CausalLM, prompts: Sequence[TokenPrompt], num_generations: int, sampling: Sampling, step: int
-) -> list[_Completion]:
-    """Run one batch of groups to its end; return its completions in row order."""
+) -> list[_Completions]:
+    """Run one batch of groups to its end; return its completions, all in one."""
     prompt_of_row = torch.arange(len(prompts)).repeat_interleave(num_generations)
-    completions = [_Completion(row, len(prompts[p].tokens)) for row, p in enumerate(prompt_of_row.tolist())]
+    completions = _Completions(torch.tensor([len(p.tokens) for p in prompts])[prompt_of_row], policy, sampling)
     randoms = _uniforms(prompts, num_generations, sampling, step)
     last_hidden, prompt_cache = policy.prompt_pass(policy.sampler, [p.tokens for p in prompts])
     transform = _transform(policy, sampling)
     logits = policy.next_token_logits(last_hidden)[prompt_of_row]
-    running = completions
-    num_slots = round_up(len(completions), ROW_MULTIPLE)
+    num_slots = round_up(len(prompt_of_row), ROW_MULTIPLE)
     cache: SlotCache | None = None
     for position in range(sampling.max_new_tokens):
-        numbers = None if sampling.greedy else randoms[[c.row for c in running], position]
-        _record(running, *choose(logits, transform, numbers), policy.eos_token_ids)
-        survivors = [i for i, c in enumerate(running) if not c.ended and c.failure is None]
-        if not survivors or position == sampling.max_new_tokens - 1:
+        numbers = None if sampling.greedy else randoms[completions.running.numpy(), position]
+        survivors = completions.add(*choose(logits, transform, numbers))
+        if not len(survivors) or position == sampling.max_new_tokens - 1:
             break
         if cache is None:
             cache = SlotCache(prompt_cache, prompt_of_row, num_slots)
-        if len(survivors) < len(running):
+        if len(survivors) < len(completions.running):
             survivors = _fill_holes(survivors)
-            cache.keep(torch.tensor(survivors))
-            running = [running[i] for i in survivors]
-        logits = policy.next_token_logits(_decode(policy, running, cache))
-    return completions
+            cache.keep(survivors)
+            completions.running = completions.running[survivors]
+        logits = policy.next_token_logits(_decode(policy, *completions.newest(), cache))
+    return [completions]
 
 
 def _run_whole(
     policy: CausalLM, prompts: Sequence[TokenPrompt], num_generations: int, sampling: Sampling, step: int
-) -> list[_Completion]:
+) -> list[_Completions]:
     """The same through transformers' `generate`, one group after the other: no prompt is padded."""
     from transformers import GenerationConfig
 
@@ -158,13 +183,13 @@ def _run_whole(
     try:
         for i, prompt in enumerate(prompts):
             rows = range(i * num_generations, (i + 1) * num_generations)
-            group = [_Completion(row, len(prompt.tokens)) for row in rows]
-            chooser = _Chooser(group, transform, None if sampling.greedy else randoms[rows], policy.eos_token_ids)
+            group = _Completions(torch.full((num_generations,), len(prompt.tokens)), policy, sampling)
+            chooser = _Chooser(group, transform, None if sampling.greedy else randoms[rows])
             with products_in(policy.dtype):
                 network.generate(
                     prompt.tokens.expand(num_generations, -1), generation_config=options, logits_processor=[chooser]
                 )
-            found += group
+            found.append(group)
     finally:
         network.generation_config = usual
     return found
@@ -173,24 +198,16 @@ def _run_whole(
 class _Chooser:
     """What transformers calls a logits processor: draws as `_run` does, and leaves `generate` the drawn token alone."""
 
-    def __init__(
-        self,
-        completions: list[_Completion],
-        transform: Transform,
-        uniforms: np.ndarray | None,
-        eos_token_ids: tuple[int, ...],
-    ):
+    def __init__(self, completions: _Completions, transform: Transform, uniforms: np.ndarray | None):
         self.completions, self.transform, self.uniforms = completions, transform, uniforms
-        self.eos_token_ids = eos_token_ids
 
     def __call__(self, tokens: Tensor, logits: Tensor) -> Tensor:
-        rows = [i for i, c in enumerate(self.completions) if not c.ended and c.failure is None]
-        position = tokens.shape[1] - self.completions[0].prompt_length
-        numbers = None if self.uniforms is None else self.uniforms[rows, position]
-        chosen, log_probs, entropies = choose(logits[rows], self.transform, numbers)
-        _record([self.completions[i] for i in rows], chosen, log_probs, entropies, self.eos_token_ids)
-        drawn = torch.full((len(logits),), self.eos_token_ids[0])
-        drawn[rows] = chosen
+        completions, rows = self.completions, self.completions.running
+        numbers = None if self.uniforms is None else self.uniforms[rows.numpy(), completions.num_tokens]
+        drawn = torch.full((len(logits),), int(completions.eos_token_ids[0]))
+        chosen = choose(logits[rows], self.transform, numbers)
+        completions.running = rows[completions.add(*chosen)]
+        drawn[rows] = chosen[0]
         return torch.full_like(logits, -torch.inf).scatter_(1, drawn[:, None], 0.0)
 
 
@@ -213,8 +230,7 @@ def choose(logits: Tensor, transform: Transform, uniforms: np.ndarray | None) ->
     """Return each row's token, drawn by its uniform number (None: the likeliest), its log-prob and the entropy of the
     distribution that it came from."""
     tokens, log_probs, entropies = [], [], []
-    for start in range(0, len(logits), SLICE_ROWS):
-        few = slice(start, start + SLICE_ROWS)
+    for few, _ in slices(0, len(logits), logits.shape[1]):
         found, _ = softmax(logits[few], transform)
         tokens.append(logits[few].argmax(-1) if uniforms is None else draw(found.weights, uniforms[few]))
         log_probs.append(found.log_probs(tokens[-1]))
@@ -222,36 +238,19 @@ def choose(logits: Tensor, transform: Transform, uniforms: np.ndarray | None) ->
     return torch.cat(tokens), torch.cat(log_probs), torch.cat(entropies)
 
 
-def _record(
-    running: list[_Completion], tokens: Tensor, log_probs: Tensor, entropies: Tensor, eos_token_ids: tuple[int, ...]
-) -> None:
-    """Append each row's token with its log-prob and entropy."""
-    finite = torch.isfinite(log_probs).tolist()
-    for i, (completion, token) in enumerate(zip(running, tokens.tolist(), strict=True)):
-        completion.tokens.append(token)
-        completion.log_probs.append(log_probs[i])
-        completion.entropies.append(entropies[i])
-        completion.ended = token in eos_token_ids
-        if not finite[i]:
-            completion.ended, completion.failure = False, f"logits not finite at position {len(completion.tokens) - 1}"
+def _fill_holes(survivors: Tensor) -> Tensor:
+    """Order the slots that go on so that those already among the first n stay where they are."""
+    places = torch.arange(len(survivors))
+    is_hole = ~torch.isin(places, survivors)
+    places[is_hole] = survivors[survivors >= len(survivors)]
+    return places
 
 
-def _fill_holes(survivors: list[int]) -> list[int]:
-    """Order survivors so that those already in the first n slots stay where they are."""
-    num_rows = len(survivors)
-    movers = iter([s for s in survivors if s >= num_rows])
-    stays = {s for s in survivors if s < num_rows}
-    return [slot if slot in stays else next(movers) for slot in range(num_rows)]
-
-
-def _decode(policy: CausalLM, running: list[_Completion], cache: SlotCache) -> Tensor:
+def _decode(policy: CausalLM, tokens: Tensor, positions: Tensor, cache: SlotCache) -> Tensor:
     """Run one token of every running completion through the network, [running, width]."""
-    num_rows = round_up(len(running), ROW_MULTIPLE)
-    tokens = torch.zeros((num_rows, 1), dtype=torch.long)
-    positions = torch.zeros(num_rows, dtype=torch.long)
-    tokens[: len(running), 0] = torch.tensor([c.tokens[-1] for c in running])
-    positions[: len(running)] = torch.tensor([c.prompt_length + len(c.tokens) - 1 for c in running])
+    missing = -len(tokens) % ROW_MULTIPLE
+    tokens, positions = (torch.nn.functional.pad(x, (0, missing)) for x in (tokens, positions))
     cache.begin(positions)
     attend = positions[:, None] >= torch.arange(cache.num_keys)
-    hidden = policy.hidden_states(policy.sampler, tokens, positions[:, None], attend[:, None, None], cache)
-    return hidden[: len(running), 0]
+    hidden = policy.hidden_states(policy.sampler, tokens[:, None], positions[:, None], attend[:, None, None], cache)
+    return hidden[: len(tokens) - missing, 0]

@@ -25,7 +25,7 @@ class SlotCache(KeyValues):
                 store[layer] = slots
 
     def begin(self, positions: Tensor) -> None:
-        """Announce the next step: slot i writes its token at positions[i]. Room for keys grows by 64: what is there is
+        """Announce the next step: slot i writes its token at positions[i]. Room for keys grows by 32: what is there is
         read in one piece, without a copy."""
         self.num_rows = len(positions)
         missing = round_up(int(positions.max()) + 1, KEY_MULTIPLE) - self.num_keys

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from logpi.device import products_in
 from logpi.policies.adapters import product_layers
-from logpi.policies.attention import invariant_attention
+from logpi.policies.attention import KEY_MULTIPLE, invariant_attention, round_up
 from logpi.policies.causal_lm import CausalLM
 from logpi.policies.fused import Product
 from logpi.rollout.engine import Sampling, TokenPrompt, generate
@@ -93,17 +93,19 @@ def _attention(policy: CausalLM) -> dict[str, bool]:
     heads = config.num_attention_heads
     key_heads = getattr(config, "num_key_value_heads", None) or heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    last, num_keys = torch.linspace(60, 1100, 24).long(), round_up(1100, KEY_MULTIPLE)
     query, key, value = (
         _numbers(2 * n * t * width, 1, like=policy).reshape(2, n, t, width)
-        for n, t in ((heads, 24), (key_heads, 128), (key_heads, 128))
+        for n, t in ((heads, len(last)), (key_heads, num_keys), (key_heads, num_keys))
     )
-    attend = (torch.arange(24) + 60)[:, None] >= torch.arange(128)
+    attend = last[:, None] >= torch.arange(num_keys)
     module = torch.nn.Identity()
     whole, _ = invariant_attention(module, query, key, value, attend[None, None])
     same = True
-    for row, place in ((0, 0), (1, 13), (1, 23)):
-        one = (query[row : row + 1, :, place : place + 1], key[row : row + 1], value[row : row + 1])
-        alone, _ = invariant_attention(module, *one, attend[None, None, place : place + 1])
+    for row, place in ((0, 0), (1, 3), (1, 7), (0, 13), (1, 23)):  # with the keys that it has, no longer padding
+        keys = round_up(int(last[place]) + 1, KEY_MULTIPLE)
+        one = (query[row : row + 1, :, place : place + 1], *(x[row : row + 1, :, :keys] for x in (key, value)))
+        alone, _ = invariant_attention(module, *one, attend[None, None, place : place + 1, :keys])
         same &= torch.equal(alone[0, 0], whole[row, place])
     return {"attention": same}
 

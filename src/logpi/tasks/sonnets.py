@@ -27,9 +27,10 @@ MIN_WORDS = 4
 
 
 def sonnets(data: Source, heldout: Heldout = 0.1, seed: int = 0, template: str = TEMPLATE) -> Task:
-    """Return the task of rows {"lines": [text, ..]}, a poem each: every line whose last word the dictionary knows is a
-    prompt. Poems are held out whole. Held-out problems are completed by draws; the score is the share of lines that
-    rhyme and keep the metre in known words (`complete`)."""
+    """Return the task of rows {"lines": [text, ..]}, a poem each: every line that another of its poem rhymes with is a
+    prompt, and the nearest one after it, or else before it, is what is to be imitated. Poems are held out whole.
+    Held-out problems are completed by draws; the score is the share of lines that rhyme and keep the metre in known
+    words (`complete`)."""
     check_template(template, "line")
     require_english()
 
@@ -39,12 +40,11 @@ def sonnets(data: Source, heldout: Heldout = 0.1, seed: int = 0, template: str =
             lines = cell(row, "lines", index, name_of(source), list)
             if not lines or not all(isinstance(line, str) and line.strip() for line in lines):
                 raise InputError(f'{name_of(source)}: row {index}: "lines" is {lines!r:.60}; it must be lines of text')
-            for line in lines:
-                if (words := english_words(line)) and pronunciations(words[-1]):
-                    prompt = template.format(line=line.strip())
-                    found.append(Problem(len(found), prompt, {"line": line.strip(), "poem": index}))
+            for line, answer in rhyming_pairs([line.strip() for line in lines]):
+                columns = {"line": line, "answer": answer, "poem": index}
+                found.append(Problem(len(found), template.format(line=line), columns))
         if not found:
-            raise InputError(f"{name_of(source)}: no line ends with a word that the dictionary knows")
+            raise InputError(f"{name_of(source)}: no line rhymes with another of its poem, by the dictionary")
         return found
 
     train, held = split_sources(data, heldout, seed, read, lambda problem: str(problem.columns["poem"]))
@@ -55,10 +55,22 @@ def sonnets(data: Source, heldout: Heldout = 0.1, seed: int = 0, template: str =
         rewards=[as_reward(verse)],
         metrics=[as_reward(f) for f in (complete, verse, rhymes, in_metre, iambic)],
         corpus_metrics=[distinct(1), distinct(2)],
+        solution="answer",
         score="complete",
         watched=("iambic", "distinct_2"),
         draws=True,
     )
+
+
+def rhyming_pairs(lines: Sequence[str]) -> list[tuple[str, str]]:
+    """Return each line that another one rhymes with, and the nearest such one after it, or else before it."""
+    ends = [words[-1] if (words := english_words(line)) else "" for line in lines]
+    found = []
+    for i, line in enumerate(lines):
+        others = [*range(i + 1, len(lines)), *reversed(range(i))]
+        answer = next((lines[j] for j in others if words_rhyme(ends[i], ends[j])), None)
+        found += [] if answer is None else [(line, answer)]
+    return found
 
 
 # --- rewards ------------------------------------------------------------------------------------------------------
