@@ -129,11 +129,28 @@ def test_hostile_lines_are_worth_nothing_much():
     assert line_of(sonnets.rhymes, *HOSTILE)[:4] == [0.0] * 4
 
 
+@pytest.mark.parametrize(("a", "b", "share"), [
+    ("day", "may", 1.0), ("believing", "deceiving", 1.0), ("night", "sweet", 0.5), ("day", "day", 0.0),
+    ("day", "june", 0.0), ("zzxq", "day", 0.0), ("wind", "kind", 1.0), ("love", "of", 1.0), ("thing", "long", 0.5),
+])  # fmt: skip
+def test_a_rhyme_has_a_share(a, b, share):
+    assert rhyme.rhyme_closeness(a, b) == rhyme.rhyme_closeness(b, a) == share
+    assert (share == 1.0) == rhyme.words_rhyme(a, b)
+
+
 def test_what_is_imitated_is_the_nearest_line_that_rhymes_after_or_else_before():
     lines = ["the day", "a night", "a way", "in sight", "to say", "the end"]
     pairs = dict(sonnets.rhyming_pairs(lines))
     assert pairs == {"the day": "a way", "a way": "to say", "to say": "a way", "a night": "in sight",
                      "in sight": "a night"}  # fmt: skip
+
+
+def test_poems_may_be_held_out_in_a_file_of_their_own():
+    other = {"lines": [f"And {line}" for line in POEM["lines"]]}
+    task = make_task("sonnets", data=[POEM], heldout=[other])
+    assert len(task.train) == len(task.heldout) > 0
+    with pytest.raises(InputError, match="has the prompt of row"):
+        make_task("sonnets", data=[POEM], heldout=[other, POEM])
 
 
 def test_poems_are_held_out_whole_and_real_couplets_rhyme():

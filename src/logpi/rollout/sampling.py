@@ -26,7 +26,8 @@ def draw(weights: Tensor, uniforms: np.ndarray) -> Tensor:
     """
     rows, num_actions = weights.shape
     block = min(BLOCK, num_actions)
-    blocks = torch.nn.functional.pad(weights, (0, -num_actions % block)).view(rows, -1, block)
+    missing = -num_actions % block
+    blocks = (torch.nn.functional.pad(weights, (0, missing)) if missing else weights).view(rows, -1, block)
     block_ends = blocks.sum(-1).to(torch.float64).cumsum(-1)
     target = torch.from_numpy(np.asarray(uniforms)).to(torch.float64)[:, None] * block_ends[:, -1:]
     # the first end above the target: its block has probability of its own, however small

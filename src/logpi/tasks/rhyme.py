@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import re
+from collections.abc import Sequence
 from functools import cache
+from itertools import product, takewhile
 from typing import Any
 
 from logpi.errors import missing_extra
@@ -58,6 +60,18 @@ def words_rhyme(a: str, b: str) -> bool:
     """Whether two different words sound the same from their last stressed vowel on, in some pronunciation of each."""
     parts = [{rhyming_part(phones) for phones in pronunciations(word)} for word in (a, b)]
     return a != b and not parts[0].isdisjoint(parts[1])
+
+
+def rhyme_closeness(a: str, b: str) -> float:
+    """Return the share of the longer rhyming part that two different words have in common, from the end on, in the
+    closest of their pronunciations: 1 where they rhyme, 1/2 for "night" and "sweet"."""
+    parts = [{rhyming_part(phones) for phones in pronunciations(word)} for word in (a, b)]
+    pairs = [] if a == b else product(*parts)
+    return max((_common_end(*pair) / max(map(len, pair)) for pair in pairs), default=0.0)
+
+
+def _common_end(a: Sequence[str], b: Sequence[str]) -> int:
+    return sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(reversed(a), reversed(b))))
 
 
 def syllable_counts(words: list[str]) -> tuple[int, int]:

@@ -15,7 +15,15 @@ from logpi.tasks.dataset import Source, name_of, read_rows
 from logpi.tasks.diversity import distinct
 from logpi.tasks.problems import Heldout, cell, check_template, split_sources
 from logpi.tasks.rewarding import Completion, as_reward, completion_text
-from logpi.tasks.rhyme import english_words, pronunciations, require_english, stresses, syllable_counts, words_rhyme
+from logpi.tasks.rhyme import (
+    english_words,
+    pronunciations,
+    require_english,
+    rhyme_closeness,
+    stresses,
+    syllable_counts,
+    words_rhyme,
+)
 
 TEMPLATE = (
     "Two lines that rhyme:\nSo long as men can breathe, or eyes can see,\n"
@@ -40,14 +48,14 @@ def sonnets(data: Source, heldout: Heldout = 0.1, seed: int = 0, template: str =
             lines = cell(row, "lines", index, name_of(source), list)
             if not lines or not all(isinstance(line, str) and line.strip() for line in lines):
                 raise InputError(f'{name_of(source)}: row {index}: "lines" is {lines!r:.60}; it must be lines of text')
-            for line, answer in rhyming_pairs([line.strip() for line in lines]):
-                columns = {"line": line, "answer": answer, "poem": index}
+            for line, answer in rhyming_pairs(lines := [line.strip() for line in lines]):
+                columns = {"line": line, "answer": answer, "poem": lines[0]}
                 found.append(Problem(len(found), template.format(line=line), columns))
         if not found:
             raise InputError(f"{name_of(source)}: no line rhymes with another of its poem, by the dictionary")
         return found
 
-    train, held = split_sources(data, heldout, seed, read, lambda problem: str(problem.columns["poem"]))
+    train, held = split_sources(data, heldout, seed, read, lambda problem: problem.columns["poem"])
     return Task(
         "sonnets",
         train,
@@ -78,7 +86,8 @@ def rhyming_pairs(lines: Sequence[str]) -> list[tuple[str, str]]:
 
 def verse(completions: Sequence[Completion], line: Sequence[str], **_: Any) -> list[float]:
     """Give (rhyme + metre)/2 · share of known words · share of words that are no repetition, in [0, 1]; 0 for fewer
-    than MIN_WORDS words, or where more than half of them are the given line's."""
+    than MIN_WORDS words, or where more than half of them are the given line's. A rhyme counts by how much of it there
+    is (`rhyme_closeness`): whole ones are too seldom to begin with."""
     return [_verse(_first_line(text), given) for text, given in zip(completions, line)]
 
 
@@ -116,7 +125,8 @@ def _verse(words: list[str], given: str) -> float:
     before = set(english_words(given))
     if len(words) < MIN_WORDS or 2 * sum(word in before for word in words) > len(words):
         return 0.0
-    return (_rhymes(words, given) + _metre(words)) / 2 * _known(words) * len(set(words)) / len(words)
+    rhyme = rhyme_closeness(words[-1], english_words(given)[-1])
+    return (rhyme + _metre(words)) / 2 * _known(words) * len(set(words)) / len(words)
 
 
 def _rhymes(words: list[str], given: str) -> bool:
