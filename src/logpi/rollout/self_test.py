@@ -104,8 +104,8 @@ def _attention(policy: CausalLM) -> dict[str, bool]:
     same = True
     for row, place in ((0, 0), (1, 3), (1, 7), (0, 13), (1, 23)):  # with the keys that it has, no longer padding
         keys = round_up(int(last[place]) + 1, KEY_MULTIPLE)
-        one = (query[row : row + 1, :, place : place + 1], *(x[row : row + 1, :, :keys] for x in (key, value)))
-        alone, _ = invariant_attention(module, *one, attend[None, None, place : place + 1, :keys])
+        asked, few = (query[row : row + 1, :, place : place + 1], attend[None, None, place : place + 1, :keys])
+        alone, _ = invariant_attention(module, asked, key[row : row + 1, :, :keys], value[row : row + 1, :, :keys], few)
         same &= torch.equal(alone[0, 0], whole[row, place])
     return {"attention": same}
 
