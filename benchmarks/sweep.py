@@ -56,7 +56,7 @@ def run(work: dict[str, Any], threads: str) -> dict[str, Any]:
     return {
         "scores": [round(check["score"], 4) for check in checks],
         "last": [round(checks[-1][key], 4) for key in ("score", "low", "high")],
-        "train_seconds": round(summary["train_seconds"], 1),
+        "seconds": round(summary["seconds"], 1),
     }
 
 
@@ -66,7 +66,7 @@ def line(row: dict[str, Any]) -> str:
     if "error" in row:
         return f"{row['recipe']} {told}: failed: {row['error']}"
     score, low, high = row["last"]
-    return f"{row['recipe']} {told}: {score:.3f} [{low:.3f}, {high:.3f}] in {row['train_seconds']} s; {row['scores']}"
+    return f"{row['recipe']} {told}: {score:.3f} [{low:.3f}, {high:.3f}] in {row['seconds']} s; {row['scores']}"
 
 
 if __name__ == "__main__":
