@@ -143,6 +143,18 @@ def test_options_reach_the_configuration(api, call):
     assert config.evaluation.every_steps is None
 
 
+@pytest.mark.parametrize(("given", "rate"), [
+    ({}, 1e-5), ({"lora": {"r": 4}}, 1e-4), ({"lora": {"r": 4}, "rate": 3e-5}, 3e-5), ({"rate": 3e-5}, 3e-5),
+    ({"lora": None}, 1e-5),
+])  # fmt: skip
+def test_an_adapter_learns_at_a_rate_of_its_own(given, rate):
+    learner = {"learning_rate": given["rate"]} if "rate" in given else {}
+    policy = {"lora": given["lora"]} if "lora" in given else {}
+    given = {"recipe": "r", "task": {"name": "addition"}, "policy": {"model": "m"} | policy, "learner": learner}
+    config = make_config(given, "a test")
+    assert config.learner.learning_rate == rate
+
+
 def test_an_absent_option_leaves_the_recipe_alone(api, call):
     call("train", "arithmetic")
     assert api.calls[0].config == api.resolve("arithmetic", {})

@@ -137,6 +137,7 @@ class LearnerConfig(Section):
     """One optimiser step."""
 
     learning_rate: float = Field(default=1e-5, gt=0)
+    """Where none is given: 1e-5 for all weights, 1e-4 for an adapter (policy.lora)."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """After the warm-up; linear and cosine: down to 0 at max_steps."""
     warmup_steps: int = Field(default=0, ge=0)
@@ -196,6 +197,16 @@ class Config(Section):
     """Of logpi sft."""
     pretrain: PretrainConfig | None = None
     """Of logpi pretrain."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rate_of_an_adapter(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        policy, learner = given.get("policy"), given.get("learner", {})
+        if not isinstance(policy, dict) or not policy.get("lora") or not isinstance(learner, dict):
+            return given
+        return given | {"learner": {"learning_rate": 1e-4} | learner}
 
     @model_validator(mode="after")
     def _fits_together(self) -> Config:
