@@ -29,6 +29,7 @@ bench: $(VENV)/.installed  # sampling and training steps beside transformers, TR
 	$(BIN)/python benchmarks/generation.py $(if $(VLLM),--vllm $(VLLM))
 	$(BIN)/python benchmarks/step.py $(TRL)
 	$(BIN)/python benchmarks/step.py $(TRL) --padding 160
+	$(BIN)/python benchmarks/step.py $(TRL) --tiny --rounds 5
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/growth.py
 	$(if $(TRL),$(BIN)/python benchmarks/cartpole.py --sb3 $(JUDGES)/bin/python)
