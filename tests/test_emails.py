@@ -11,16 +11,7 @@ import pytest
 from logpi import api
 from logpi.errors import InputError
 from logpi.tasks import make_task
-from logpi.tasks.emails import (
-    SHOWN,
-    SHOWN_EMAIL,
-    complete,
-    email,
-    facts_stated,
-    fresh_email,
-    nothing_invented,
-    parts_present,
-)
+from logpi.tasks.emails import SHOWN, SHOWN_EMAIL, complete, email, facts_stated, nothing_invented, parts_present
 
 FACTS = ["the winter coats", "160 euros", "13 January"]
 COLUMNS = {"sender": ["Simon Adler"], "recipient": ["Kate Castro"], "facts": [FACTS]}
@@ -116,21 +107,6 @@ def test_the_judge_sees_what_the_prompt_did_not_say():
     assert nothing_invented(texts, prompts) == [1.0, 0.0, 0.0, 0.0, 0.0]
 
 
-def test_what_other_emails_say_too_is_worth_less():
-    other = BODY.replace("close our books", "shut the shop")
-    texts = [GREETING + BODY + CLOSING, GREETING + BODY + CLOSING, "no e-mail at all"]
-    assert given(email, *texts)[:2] == [1.0, 1.0] and given(fresh_email, *texts) == [
-        0.0,
-        0.0,
-        given(email, texts[2])[0],
-    ]
-    alone = given(fresh_email, texts[0])
-    (first, second) = given(fresh_email, texts[0], GREETING + other + CLOSING)
-    assert alone == [1.0] and 0 < first < 1 and 0 < second < 1
-    named = [[reward.name for reward in make_task("emails", heldout=0, variety=v).rewards] for v in (0, 0.5)]
-    assert named == [["email"], ["email", "fresh_email"]]
-
-
 def test_made_up_rows_are_a_function_of_seed_and_index():
     few, more = (make_task("emails", num_problems=num, heldout=0) for num in (20, 40))
     assert [p.prompt for p in few.train] == [p.prompt for p in more.train[:20]]
@@ -158,7 +134,6 @@ def test_made_up_rows_are_a_function_of_seed_and_index():
         ({"data": [{"sender": "A", "recipent": "B"}]}, 'no column "recipient".*Did you mean "recipent"'),
         ({"num_problems": 1}, "num_problems=1: must be an integer from 2"),
         ({"template": "{facts}"}, r"has no {sender}"),
-        ({"variety": -1}, "variety=-1: must be a number from 0"),
     ],
 )
 def test_bad_input_is_named(changes, message):

@@ -23,7 +23,7 @@ from logpi.policies.loading import load_causal_lm
 from logpi.rollout.engine import Sampling, TokenPrompt, generate
 from logpi.tasks import make_task
 from logpi.tasks.dataset import read_rows
-from logpi.tasks.diversity import distinct, unshared
+from logpi.tasks.diversity import distinct
 from logpi.tasks.polarity import L2, WordModel, fit_characters, fit_words, word_grams, words_of
 from logpi.tasks.sentiment import natural, sentiment_reward
 
@@ -195,12 +195,6 @@ def test_distinct_n_by_hand():
     assert of == {1: pytest.approx(8 / 12), 2: pytest.approx(8 / 9), 3: 1.0}
     assert corpus_estimate(distinct(2), ["one", ""], {}).score == 0.0
     assert corpus_estimate(distinct(2), ["it's it's", "it's"], {}).score == 1.0
-
-
-def test_what_no_other_text_has_by_hand():
-    texts = ["a b c", "A b d", "b c", "one", "x y x y"]  # ab bc | ab bd | bc | - | xy yx
-    assert unshared(texts, 2) == [0.0, 0.5, 0.0, 0.0, 1.0]
-    assert unshared(["a a b", "c"], 1) == [1.0, 1.0]
 
 
 def test_the_jackknife_of_a_mean_is_its_normal_interval_and_of_distinct_n_by_hand():

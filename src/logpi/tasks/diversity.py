@@ -43,13 +43,6 @@ def distinct(
     return CorpusMetric(name or f"distinct_{n}", statistics, score, lambda: signature, resampling="jackknife")
 
 
-def unshared(completions: Sequence[Completion], n: int) -> list[float]:
-    """Return the share of each completion's different n-grams that none of the others has; 0 for one without any."""
-    found = [set(_grams(completion_text(completion), n)) for completion in completions]
-    counts = Counter(gram for grams in found for gram in grams)
-    return [sum(counts[gram] == 1 for gram in grams) / len(grams) if grams else 0.0 for grams in found]
-
-
 def _grams(text: str, n: int) -> Counter[tuple[str, ...]]:
     tokens = TOKEN.findall(text.lower())
     return Counter(zip(*(tokens[i:] for i in range(n))))

@@ -6,7 +6,6 @@ more than facts is worth nothing, so that the policy has to write.
 
 from __future__ import annotations
 
-import math
 import random
 import re
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import Any
 from logpi.errors import InputError
 from logpi.tasks.base import Problem, Task
 from logpi.tasks.dataset import Row, Source
-from logpi.tasks.diversity import distinct, unshared
+from logpi.tasks.diversity import distinct
 from logpi.tasks.problems import Heldout, cell, chat, check_template, load_split, prompt_text
 from logpi.tasks.rewarding import Completion, as_reward, completion_text
 
@@ -56,16 +55,12 @@ def emails(
     seed: int = 0,
     num_problems: int = 2000,
     template: str = TEMPLATE,
-    variety: float = 1.0,
 ) -> Task:
     """Return the task of e-mails from rows {"sender", "recipient", "occasion", "facts": {label: value}}; without `data`
     `num_problems` rows are made up, each a function of seed and index.
 
     Held-out problems are completed by draws; the score is the share of e-mails that lack nothing (`complete`).
-    `variety` is the weight of `fresh_email`: 0 pays for facts and form alone, and all e-mails become one.
     """
-    if isinstance(variety, bool) or not isinstance(variety, int | float) or not 0 <= variety < math.inf:
-        raise InputError(f"variety={variety!r}: must be a number from 0")
     check_template(template, "sender", "recipient", "occasion", "facts")
     if isinstance(num_problems, bool) or not isinstance(num_problems, int) or num_problems < 2:
         raise InputError(f"num_problems={num_problems!r}: must be an integer from 2")
@@ -88,7 +83,7 @@ def emails(
         "emails",
         train,
         held,
-        rewards=[as_reward(email), *([as_reward(fresh_email, variety)] if variety else [])],
+        rewards=[as_reward(email)],
         metrics=[as_reward(f) for f in (complete, email, facts_stated, parts_present, nothing_invented)],
         corpus_metrics=[distinct(1), distinct(2)],
         score="complete",
@@ -197,11 +192,6 @@ def email(completions: Sequence[Completion], **columns: Any) -> list[float]:
         (e.stated + e.parts) / 2 * e.length * e.freshness * (0.5 if e.listed else 1.0)
         for e in _read(completions, columns)
     ]
-
-
-def fresh_email(completions: Sequence[Completion], **columns: Any) -> list[float]:
-    """Give what `email` gives, times the share of the e-mail's pairs of words that no other e-mail of the step has."""
-    return [value * share for value, share in zip(email(completions, **columns), unshared(completions, 2))]
 
 
 def complete(completions: Sequence[Completion], **columns: Any) -> list[float]:
