@@ -81,7 +81,7 @@ def test_a_section_that_one_side_lacks_is_shown_by_its_keys(tmp_path):
     file.write_text(api.recipe_path("smollm2-addition").read_text() + lora)
     found = recipe_diff("smollm2-addition", str(file))
     keys = [row["key"] for row in found["differences"]]
-    assert keys == ["policy.lora.lora_alpha", "policy.lora.r", "policy.lora.target_modules"]
+    assert keys == ["learner.learning_rate", "policy.lora.lora_alpha", "policy.lora.r", "policy.lora.target_modules"]
     assert "objective" not in found
 
 
