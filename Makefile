@@ -25,7 +25,7 @@ judges: $(JUDGES)/.installed  # gradients against TRL, polgrad and Stable-Baseli
 	$(JUDGES)/bin/python -m pytest tests/judges
 
 # Peers take part where their interpreters are: TRL in .venv-judges (make judges makes it), vLLM where VLLM names it.
-bench: $(VENV)/.installed  # sampling and training steps beside transformers, TRL and vLLM, in turns
+bench: $(VENV)/.dev  # sampling and training steps beside transformers, TRL and vLLM, in turns
 	$(BIN)/python benchmarks/generation.py $(if $(VLLM),--vllm $(VLLM))
 	$(BIN)/python benchmarks/step.py $(TRL)
 	$(BIN)/python benchmarks/step.py $(TRL) --padding 160
