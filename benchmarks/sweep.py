@@ -1,9 +1,8 @@
 """What options do to a score: `python benchmarks/sweep.py RECIPE --grid learner.learning_rate=1e-5,1e-4 [--seeds 0,1]`.
 
 Runs a recipe once for each combination of the grids' values and each seed, with the other options given as they are to
-`logpi train`, and appends a row for each to a file: the held-out score at the start, the best and the last, and seconds
-of training. What the file has is not run again, so a sweep can be spent in parts, or by two processes with grids of
-their own.
+`logpi train`, and appends a row for each to a file: the held-out score at each evaluation, and seconds. What the file
+has is not run again: a sweep can be spent in parts, or by two processes with grids of their own.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from seconds_to_score import known
 from side_by_side import HERE, machine
 
 
@@ -32,8 +32,7 @@ def main() -> None:
     for *values, seed in itertools.product(*(values for _, values in grids), chosen.seeds.split(",")):
         work = {"recipe": chosen.recipe, "fixed": fixed, "seed": int(seed),
                 "options": dict(zip((name for name, _ in grids), values))}  # fmt: skip
-        rows = [json.loads(row) for row in chosen.output.read_text().splitlines()] if chosen.output.exists() else []
-        done = [row for row in rows if all(row[key] == work[key] for key in work)]
+        done = [row for row in known(chosen.output) if all(row[key] == work[key] for key in work)]
         if not done:
             done = [{**work, **run(work, chosen.threads), "machine": machine()}]
             with chosen.output.open("a") as file:
@@ -50,7 +49,7 @@ def run(work: dict[str, Any], threads: str) -> dict[str, Any]:
         command += ["--seed", str(work["seed"]), "--threads", threads, "--run", str(folder), "--checkpoint.every-steps"]
         ended = subprocess.run([*command, "1000000"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         if ended.returncode:
-            return {"error": ended.stderr.strip().splitlines()[-1:], "scores": []}
+            raise SystemExit(f"{line(work)} failed: {ended.stderr.strip()}")
         checks = [json.loads(row) for row in (folder / "evaluations.jsonl").read_text().splitlines()]
         summary = json.loads((folder / "summary.json").read_text())
     return {
@@ -61,12 +60,14 @@ def run(work: dict[str, Any], threads: str) -> dict[str, Any]:
 
 
 def line(row: dict[str, Any]) -> str:
-    """Say what came of one combination."""
-    told = " ".join([*(f"{name}={value}" for name, value in row["options"].items()), f"seed {row['seed']}"])
-    if "error" in row:
-        return f"{row['recipe']} {told}: failed: {row['error']}"
+    """Say which combination it is, and what came of it."""
+    told = " ".join(
+        [row["recipe"], *(f"{name}={value}" for name, value in row["options"].items()), f"seed {row['seed']}"]
+    )
+    if "last" not in row:
+        return told
     score, low, high = row["last"]
-    return f"{row['recipe']} {told}: {score:.3f} [{low:.3f}, {high:.3f}] in {row['seconds']} s; {row['scores']}"
+    return f"{told}: {score:.3f} [{low:.3f}, {high:.3f}] in {row['seconds']} s; {row['scores']}"
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from models import CONTEXT, ENDS, NATIVE_BF16, policy, prompts, sample
+from models import CONTEXT, ENDS, NATIVE_BF16, VOCABULARY, policy, prompts, sample
 
 from logpi.policies.attention import attention_of, round_up
 from logpi.policies.token_log_probs import Transform
@@ -93,6 +93,21 @@ def test_an_end_is_an_action_and_a_cut_is_not_an_end():
         assert len(t) == len(t.behavior_log_probs) == len(t.entropies) and (len(t) == 8 or t.terminated)
     assert {int(t.actions[-1]) for t in trajectories if t.terminated} == set(ENDS)  # the second one ends as well
     assert any(t.truncated for t in trajectories) and any(t.terminated and len(t) == 8 for t in trajectories)
+
+
+def test_a_token_without_a_number_is_a_failure_and_no_end(monkeypatch):
+    tiny = policy("llama", ends=tuple(range(VOCABULARY)))
+    original = tiny.next_token_logits
+
+    def broken(hidden):
+        found = original(hidden)
+        found[1] = float("nan")
+        return found
+
+    monkeypatch.setattr(tiny, "next_token_logits", broken)
+    right, wrong = generate(tiny, prompts([3, 5]), 1, Sampling(4))
+    assert (right.terminated, right.truncated, right.failure) == (True, False, None) and len(right) == 1
+    assert (wrong.terminated, wrong.truncated) == (False, True) and wrong.failure == "logits not finite at position 0"
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])

@@ -204,9 +204,9 @@ class Config(Section):
         if not isinstance(given, dict):
             return given
         policy, learner = given.get("policy"), given.get("learner", {})
-        if not isinstance(policy, dict) or not policy.get("lora") or not isinstance(learner, dict):
-            return given
-        return given | {"learner": {"learning_rate": 1e-4} | learner}
+        if isinstance(policy, dict) and policy.get("lora") and isinstance(learner, dict):
+            return given | {"learner": {"learning_rate": 1e-4} | learner}
+        return given
 
     @model_validator(mode="after")
     def _fits_together(self) -> Config:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from itertools import product, takewhile
 from typing import Any
 
@@ -56,17 +56,21 @@ def rhyming_part(phones: list[str]) -> tuple[str, ...]:
     return tuple(phone.rstrip("012") for phone in phones[stressed[-1] if stressed else 0 :])
 
 
+@lru_cache(2**16)
+def rhyming_parts(word: str) -> frozenset[tuple[str, ...]]:
+    """Return the rhyming part of each of a word's pronunciations."""
+    return frozenset(map(rhyming_part, pronunciations(word)))
+
+
 def words_rhyme(a: str, b: str) -> bool:
     """Whether two different words sound the same from their last stressed vowel on, in some pronunciation of each."""
-    parts = [{rhyming_part(phones) for phones in pronunciations(word)} for word in (a, b)]
-    return a != b and not parts[0].isdisjoint(parts[1])
+    return a != b and not rhyming_parts(a).isdisjoint(rhyming_parts(b))
 
 
 def rhyme_closeness(a: str, b: str) -> float:
     """Return the share of the longer rhyming part that two different words have in common, from the end on, in the
     closest of their pronunciations: 1 where they rhyme, 1/2 for "night" and "sweet"."""
-    parts = [{rhyming_part(phones) for phones in pronunciations(word)} for word in (a, b)]
-    pairs = [] if a == b else product(*parts)
+    pairs = [] if a == b else product(rhyming_parts(a), rhyming_parts(b))
     return max((_common_end(*pair) / max(map(len, pair)) for pair in pairs), default=0.0)
 
 

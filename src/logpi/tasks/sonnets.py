@@ -48,7 +48,8 @@ def sonnets(data: Source, heldout: Heldout = 0.1, seed: int = 0, template: str =
             lines = cell(row, "lines", index, name_of(source), list)
             if not lines or not all(isinstance(line, str) and line.strip() for line in lines):
                 raise InputError(f'{name_of(source)}: row {index}: "lines" is {lines!r:.60}; it must be lines of text')
-            for line, answer in rhyming_pairs(lines := [line.strip() for line in lines]):
+            lines = [line.strip() for line in lines]
+            for line, answer in rhyming_pairs(lines):
                 columns = {"line": line, "answer": answer, "poem": lines[0]}
                 found.append(Problem(len(found), template.format(line=line), columns))
         if not found:
