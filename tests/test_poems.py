@@ -131,7 +131,8 @@ def test_hostile_lines_are_worth_nothing_much():
 
 @pytest.mark.parametrize(("a", "b", "share"), [
     ("day", "may", 1.0), ("believing", "deceiving", 1.0), ("night", "sweet", 0.5), ("day", "day", 0.0),
-    ("day", "june", 0.0), ("zzxq", "day", 0.0), ("wind", "kind", 1.0), ("love", "of", 1.0), ("thing", "long", 0.5), ("thing", "believing", 0.5),
+    ("day", "june", 0.0), ("zzxq", "day", 0.0), ("wind", "kind", 1.0), ("love", "of", 1.0), ("thing", "long", 0.5),
+    ("thing", "believing", 0.5),
 ])  # fmt: skip
 def test_a_rhyme_has_a_share(a, b, share):
     assert rhyme.rhyme_closeness(a, b) == rhyme.rhyme_closeness(b, a) == share
