@@ -1,10 +1,12 @@
-"""Seconds to a held-out score: `python benchmarks/seconds_to_score.py --trl PYTHON [--rates 1e-5] [--seeds 0]`.
+"""Seconds to a held-out score: `python benchmarks/seconds_to_score.py --trl PYTHON [OPTION …]`.
 
-logpi and TRL's GRPO on the same task, prompts a step, completions, length limit and learning rate, a process each, one
-after the other. The clock runs from the process's start, imports and loading included, and stands still in evaluations.
-A side has passed when the lower end of the 95 % interval of greedy held-out accuracy is at the target at two checks in
-a row; its time is that of the first of them. What is in the output file is not run again: budgets that take days can be
-spent in parts.
+logpi and TRL's GRPO on the same task, prompts a step, completions and length limit, a process each, one after the
+other. First each side tries every rate for the same number of steps; problems that are set aside for this score it, and
+are not trained on. Then each runs at the rate that scored best, seed by seed, on the task's own held-out problems. The
+clock runs from the process's start, imports and loading included, and stands still in evaluations. A side has passed
+when the lower end of the 95 % interval of greedy accuracy is at the target at two checks in a row; its time is that of
+the first of them. Options of `logpi train` go to both sides as they are. What is in the output file is not run again:
+budgets that take days can be spent in parts.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from side_by_side import ANSWER, HERE, machine
 
 from logpi.policies.model_folder import find
 
-KEYS = ("task", "side", "rate", "seed", "prompts", "generations", "target", "checkpointing")
+RATES = "1e-6,3e-6,1e-5,3e-5,1e-4"
 
 
 def main() -> None:
@@ -31,35 +33,51 @@ def main() -> None:
     options.add_argument("--trl", required=True, help="an interpreter with trl (make judges: .venv-judges/bin/python)")
     options.add_argument("--model", default="smollm2-q4")
     options.add_argument("--task", default="smollm2-addition", help="a recipe: its task and lengths count")
-    options.add_argument("--rates", default="1e-5", help="learning rates, with commas between them")
-    options.add_argument("--seeds", default="0")
+    options.add_argument("--rates", default=RATES, help="learning rates, with commas between them")
+    options.add_argument("--trial-steps", type=int, default=6, help="of each rate on each side")
+    options.add_argument("--seeds", default="0,1,2,3,4")
     options.add_argument("--prompts", type=int, default=16, help="a step")
     options.add_argument("--generations", type=int, default=8)
     options.add_argument("--target", type=float, default=0.7, help="of the interval's lower end")
     options.add_argument("--every", type=int, default=2, help="steps between checks")
     options.add_argument("--limit", type=float, default=1800, help="seconds, after which a side has failed")
+    options.add_argument("--threads", type=int, default=2)
     options.add_argument("--output", type=Path, default=HERE / "seconds_to_score.jsonl")
-    chosen = options.parse_args()
+    chosen, fixed = options.parse_known_args()
     model = str(find(chosen.model, weights=True).location)
-    sides = {"logpi": (sys.executable, "score_logpi.py"), "trl": (chosen.trl, "score_trl.py")}
-    for rate, seed, side in itertools.product(chosen.rates.split(","), chosen.seeds.split(","), sides):
-        work = {
-            "task": chosen.task,
-            "side": side,
-            "rate": float(rate),
-            "seed": int(seed),
-            "prompts": chosen.prompts,
-            "generations": chosen.generations,
-            "target": chosen.target,
-            "checkpointing": False,  # TRL's faster setting where memory allows it
-        }
-        done = [row for row in known(chosen.output) if all(row[key] == work[key] for key in KEYS)]
-        if not done:
-            asked = {**work, "model": model, "every": chosen.every, "limit": chosen.limit, "start": time.time()}
-            done = [{**work, **run(*sides[side], asked), "machine": machine()}]
+    work = {
+        "task": chosen.task,
+        "fixed": fixed,
+        "prompts": chosen.prompts,
+        "generations": chosen.generations,
+        "threads": chosen.threads,
+        "checkpointing": False,  # TRL's faster setting where memory allows it
+    }
+    scripts = {"logpi": (sys.executable, "score_logpi.py"), "trl": (chosen.trl, "score_trl.py")}
+
+    def found(side: str, rate: str, seed: str, **how: Any) -> dict[str, Any]:
+        wanted = {**work, "side": side, "rate": float(rate), "seed": int(seed), **how}
+        for row in known(chosen.output):
+            if all(row.get(key) == value for key, value in wanted.items()):
+                break
+        else:
+            asked = {**wanted, "model": model, "every": chosen.every, "limit": chosen.limit, "start": time.time()}
+            row = {**wanted, **run(*scripts[side], asked), "machine": machine()}
             with chosen.output.open("a") as file:
-                file.write(json.dumps(done[0]) + "\n")
-        print(line(done[0]), flush=True)
+                file.write(json.dumps(row) + "\n")
+        print(line(row), flush=True)
+        return row
+
+    rates = chosen.rates.split(",")
+    best = dict.fromkeys(scripts, rates[0])
+    if len(rates) > 1:
+        score: dict[str, dict[str, float]] = {side: {} for side in scripts}
+        for rate, side in itertools.product(rates, scripts):
+            score[side][rate] = found(side, rate, "0", trial_steps=chosen.trial_steps)["scores"][-1]
+        best = {side: max(rates, key=score[side].__getitem__) for side in scripts}  # of equals the lowest
+        print("best rates:", best, flush=True)
+    for seed, side in itertools.product(chosen.seeds.split(","), scripts):
+        found(side, best[side], seed, target=chosen.target)
 
 
 def known(path: Path) -> list[dict[str, Any]]:
@@ -68,7 +86,7 @@ def known(path: Path) -> list[dict[str, Any]]:
 
 def run(python: str, script: str, asked: dict[str, Any]) -> dict[str, Any]:
     """Run one side to its end; return its answer."""
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"}
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(asked["threads"])}
     command = [python, str(HERE / "sides" / script), json.dumps(asked)]
     found = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     for text in found.stdout.splitlines():
@@ -79,7 +97,7 @@ def run(python: str, script: str, asked: dict[str, Any]) -> dict[str, Any]:
 
 def line(row: dict[str, Any]) -> str:
     """Say how a side did: seconds, and what they are the product of."""
-    told = "failed"
+    told = f"{row['trial_steps']} steps of trial" if "trial_steps" in row else "failed"
     if row["seconds"] is not None:
         told = f"{row['seconds']:.0f} s, of them {row['startup']:.0f} s until the first step"
     each = row["trained_seconds"] / max(1, row["trained_completions"])

@@ -3,15 +3,46 @@
 from __future__ import annotations
 
 import json
+import random
 import resource
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 sys.path.append(str(Path(__file__).parents[1]))
 from side_by_side import ANSWER
+
+from logpi import api
+from logpi.build import task_of
+from logpi.config import Config
+from logpi.overrides import split_overrides
+from logpi.tasks import Task
+
+SET_ASIDE = 120  # problems that score trials of learning rates
+
+
+def wanted(asked: dict[str, Any]) -> tuple[Config, Task]:
+    """Return the recipe with what was asked, and its task, scored greedily; in a trial, by problems set aside."""
+    _, changes = split_overrides(asked["fixed"])
+    numbers = {
+        "seed": asked["seed"],
+        "policy.model": asked["model"],
+        "rollout.num_prompts": asked["prompts"],
+        "rollout.num_generations": asked["generations"],
+        "learner.learning_rate": asked["rate"],
+    }
+    for name, value in numbers.items():
+        section, _, option = name.rpartition(".")
+        (changes.setdefault(section, {}) if section else changes)[option] = value
+    config = api.resolve(asked["task"], changes)
+    task = replace(task_of(config), draws=False)
+    if "trial_steps" in asked:
+        problems = random.Random(0).sample(task.train, len(task.train))
+        task = replace(task, train=problems[SET_ASIDE:], heldout=problems[:SET_ASIDE])
+    return config, task
 
 
 class Clock:
@@ -24,6 +55,7 @@ class Clock:
         self.scores: list[float] = []
         self.passed: dict[str, Any] | None = None
         self.held = False
+        self.every = asked.get("trial_steps", asked["every"])
 
     def seconds(self) -> float:
         return time.time() - self.asked["start"] - self.evaluating
@@ -38,6 +70,8 @@ class Clock:
         found = evaluate()
         self.evaluating += time.time() - start
         self.scores.append(round(found.score, 3))
+        if "trial_steps" in self.asked:
+            return True
         if found.low < self.asked["target"]:
             self.passed = None
         elif self.passed is not None:

@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from score import Clock
+from score import Clock, wanted
 
 sys.path.append(str(Path(__file__).parents[1]))
 from reliability import Silent
@@ -19,17 +19,9 @@ from logpi.trainer import Trainer, use_threads
 
 asked = json.loads(sys.argv[1])
 clock = Clock(asked)
-use_threads(2)
-config = api.resolve(
-    asked["task"],
-    {
-        "seed": asked["seed"],
-        "policy": {"model": asked["model"]},
-        "rollout": {"num_prompts": asked["prompts"], "num_generations": asked["generations"]},
-        "learner": {"learning_rate": asked["rate"]},
-    },
-)
-experience, policy, algorithm = api.build(config)
+use_threads(asked["threads"])
+config, task = wanted(asked)
+experience, policy, algorithm = api.build(config, task)
 learner = Learner(policy, algorithm, learning_rate=asked["rate"], micro_batch_tokens=config.learner.micro_batch_tokens)
 done = False
 with (
@@ -39,7 +31,7 @@ with (
     trainer = Trainer(config, experience, algorithm, learner, record, Silent())
     clock.begin()
     while not done:
-        for _ in range(asked["every"]):
+        for _ in range(clock.every):
             found, _ = trainer.step()
             clock.completions += len(found)
             clock.tokens += sum(len(t) for t in found)

@@ -9,21 +9,18 @@ import tempfile
 
 import torch
 from datasets import Dataset
-from score import Clock
+from score import Clock, wanted
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from logpi import api
-from logpi.build import task_of
 from logpi.evaluation import estimate
 from logpi.tasks.problems import columns_of
 from logpi.tasks.rewarding import as_completions, score
 
 asked = json.loads(sys.argv[1])
 clock = Clock(asked)
-torch.set_num_threads(2)
-config = api.resolve(asked["task"], {"seed": asked["seed"]})
-task = task_of(config)
+torch.set_num_threads(asked["threads"])
+config, task = wanted(asked)
 length = config.rollout.max_completion_length
 tokenizer = AutoTokenizer.from_pretrained(asked["model"], padding_side="left")
 rows = [{"prompt": p.prompt, **p.columns} for p in task.train]
@@ -53,7 +50,7 @@ def evaluate(model):
         texts += tokenizer.batch_decode(new, skip_special_tokens=True)
     model.train()
     values = score(task.metrics, prompts, as_completions(prompts, texts), ids, columns_of(task.heldout)).by_name
-    return estimate([v or 0.0 for v in values[task.metrics[0].name]])
+    return estimate([v or 0.0 for v in values[task.score or task.metrics[0].name]])
 
 
 class Checks(TrainerCallback):
@@ -64,7 +61,7 @@ class Checks(TrainerCallback):
         clock.completions += asked["prompts"] * asked["generations"]
         lengths = trainer._metrics["train"]["completions/mean_length"]
         clock.tokens += int(asked["prompts"] * asked["generations"] * lengths[-1])
-        if state.global_step % asked["every"] == 0 and clock.check(lambda: evaluate(trainer.model)):
+        if state.global_step % clock.every == 0 and clock.check(lambda: evaluate(trainer.model)):
             clock.answer()
             os._exit(0)
 
@@ -82,8 +79,8 @@ trainer = GRPOTrainer(
         gradient_accumulation_steps=asked["prompts"] * asked["generations"] // per_device,
         num_generations=asked["generations"],
         max_completion_length=length,
-        temperature=1.0,
-        beta=0.0,
+        temperature=config.policy.temperature,
+        beta=config.algorithm.beta or 0.0,
         learning_rate=asked["rate"],
         lr_scheduler_type="constant",
         max_steps=100_000,
