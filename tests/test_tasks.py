@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,42 @@ def test_every_countdown_solution_scores_one_and_its_neighbours_zero(data):
     assert not any(scores(list(task.metrics), problems, texts)["well_formed"])
 
 
+def test_tries_compute_and_only_the_last_comes_to_the_target(data):
+    rows = read_rows(data / "countdown" / "train.jsonl.gz")[:400]
+    plain, tried = (make_task("countdown", data=rows, heldout=0, **o) for o in ({}, {"tries": 6, "texts": 2}))
+    uids, prompts, unlike = {p.uid for p in tried.train}, {p.uid: p.prompt for p in plain.train}, 0
+    assert len(uids) == len(tried.train) == 2 * len(rows) and not tried.heldout
+    for first, second in zip(tried.train[: len(rows)], tried.train[len(rows) :], strict=True):
+        assert first.prompt == second.prompt == prompts[first.uid]
+        unlike += first.columns["solution"] != second.columns["solution"]
+        for problem in (first, second):
+            *tries, answer = problem.columns["solution"].splitlines()
+            target = problem.columns["target"]
+            if not tries:  # no way in integers
+                assert answer == rows[first.uid]["solution"] and "/" in answer
+                continue
+            assert len(tries) <= 6 and len(set(tries)) == len(tries)
+            assert all(
+                (_left_over(line, problem.columns["numbers"]) == target) == (line is tries[-1]) for line in tries
+            )
+            assert scores(list(plain.metrics), [problem], ["\n".join([*tries, answer])])["solved"] == [1.0]
+    assert unlike > 350
+    again = make_task("countdown", data=rows, heldout=0, tries=6, texts=2)
+    assert [p.columns for p in again.train] == [p.columns for p in tried.train]
+
+
+def _left_over(line, numbers):
+    """Take the steps of a try one by one, each of which must use what is there; return the one number that is left."""
+    there = Counter(numbers)
+    for step in line.split(" "):
+        a, sign, b, result = re.fullmatch(r"(\d+)([-+*/])(\d+)=(\d+)", step).groups()
+        used = Counter([int(a), int(b)])
+        assert used <= there and evaluate(f"{a}{sign}{b}")[0] == int(result) <= 999
+        there = there - used + Counter([int(result)])
+    (left,) = there.elements()
+    return left
+
+
 def test_expressions_are_evaluated_exactly_and_only_if_arithmetic():
     assert evaluate("1/3*3")[0] == 1 and evaluate("8/(3-8/3)")[0] == 24 and evaluate("-(2-5)")[0] == 3
     refused = ["1/0", "1/(2-2)", "2**9", "7//2", "7%2", "1_0", "0x1", "1.5", "012", "abs(1)", "()", "", "1 2", "(1,2)",
@@ -239,6 +276,9 @@ BAD_TASKS = [
     ("countdown", {"data": [{"numbers": [1, "2"], "target": 3}]}, "dataset: row 0: \"numbers\" is [1, '2']"),
     ("countdown", {"data": [{"numbers": [1], "target": 3.5}]}, 'row 0: "target" is 3.5, a float; it must be int'),
     ("countdown", {"data": [{"number": [1], "target": 3}]}, 'no column "numbers" (it has: number, target).'),
+    ("countdown", {"data": [{"numbers": [1], "target": 1}], "tries": -1}, "tries=-1: must be an integer from 0"),
+    ("countdown", {"data": [{"numbers": [1] * 6, "target": 6}], "tries": 2}, "row 0: tries are for up to 5 numbers"),
+    ("countdown", {"data": [{"numbers": [1], "target": 1}], "texts": 2}, "texts=2: only tries differ; set tries too"),
     ("gsm8k", {"data": [{"question": "?", "answer": "72"}]}, 'row 0: "answer" must end with "#### number", not \'72\''),
     ("gsm8k", {"data": [{"question": "?", "answer": "#### many"}]}, "not ' many'"),
     ("svamp", {"data": [{"Body": "a", "Question": "b", "Answer": "3"}]}, "\"Answer\" is '3', a str"),

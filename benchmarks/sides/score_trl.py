@@ -40,9 +40,12 @@ def evaluate(model):
     model.eval()
     prompts, texts, ids = [p.prompt for p in task.heldout], [], []
     for start in range(0, len(prompts), 64):
-        asked_now = tokenizer.apply_chat_template(
-            prompts[start : start + 64], add_generation_prompt=True, return_tensors="pt", padding=True, return_dict=True
-        )
+        some = prompts[start : start + 64]
+        how = {"return_tensors": "pt", "padding": True}
+        if isinstance(some[0], str):
+            asked_now = tokenizer(some, **how)
+        else:
+            asked_now = tokenizer.apply_chat_template(some, add_generation_prompt=True, return_dict=True, **how)
         with torch.autocast("cpu", torch.bfloat16):
             out = model.generate(**asked_now, max_new_tokens=length, do_sample=False)
         new = out[:, asked_now["input_ids"].shape[1] :]

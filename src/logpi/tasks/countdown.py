@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import operator
+import random
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 
 from logpi.errors import InputError
 from logpi.tasks.base import Problem, Task
+from logpi.tasks.countdown_tries import MAX_NUMBERS, in_tries
 from logpi.tasks.dataset import Row, Source
 from logpi.tasks.problems import Heldout, cell, chat, check_template, load_split, place_of, prompt_text
 from logpi.tasks.rewarding import Completion, as_reward, completion_text
@@ -25,9 +27,25 @@ TEMPLATE = (
 )
 
 
-def countdown(data: Source, heldout: Heldout = 0.1, seed: int = 0, template: str = TEMPLATE) -> Task:
-    """Return the task of rows {"numbers": [..], "target": n}; `heldout` is a count, a fraction or another source."""
+def countdown(
+    data: Source,
+    heldout: Heldout = 0.1,
+    seed: int = 0,
+    template: str = TEMPLATE,
+    tries: int = 0,
+    texts: int = 1,
+) -> Task:
+    """Return the task of rows {"numbers": [..], "target": n}; `heldout` is a count, a fraction or another source.
+
+    What is imitated is the row's "solution". With `tries` it is up to so many attempts, a line each, the last of which
+    comes to the target, and then the answer; each puzzle then has `texts` of them, made of other draws.
+    """
     check_template(template, "numbers", "target")
+    for name, value, least in (("tries", tries, 0), ("texts", texts, 1)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise InputError(f"{name}={value!r}: must be an integer from {least}")
+    if texts > 1 and not tries:
+        raise InputError(f"texts={texts}: only tries differ; set tries too, or texts to 1")
 
     def to_problem(index: int, row: Row, source_name: str) -> Problem:
         numbers = cell(row, "numbers", index, source_name, list)
@@ -36,10 +54,16 @@ def countdown(data: Source, heldout: Heldout = 0.1, seed: int = 0, template: str
             raise InputError(
                 f'{place_of(row, index, source_name)}: "numbers" is {numbers!r:.60}; it must be integers from 0'
             )
+        if tries and len(numbers) > MAX_NUMBERS:
+            place = place_of(row, index, source_name)
+            raise InputError(f"{place}: tries are for up to {MAX_NUMBERS} numbers, not {len(numbers)}; set tries to 0")
         text = template.format(numbers=", ".join(map(str, numbers)), target=target)
         return Problem(index, chat(text), {name: row.get(name) for name in ("numbers", "target", "solution")})
 
     train, held = load_split(data, heldout, seed, to_problem)
+    if tries:
+        size = len(train) + len(held)
+        train = [_tried(problem, tries, seed, size, number) for number in range(texts) for problem in train]
     examples = [(prompt_text(p.prompt), p.columns["solution"]) for p in train[:8] if p.columns["solution"]]
     metrics = [as_reward(solved), as_reward(well_formed)]
     return Task("countdown", train, held, [as_reward(solved)], metrics, examples=examples, solution="solution")
@@ -75,6 +99,15 @@ def evaluate(expression: str) -> tuple[Fraction, list[int]] | None:
         return _evaluate(tree), list(_numbers(tree))
     except (SyntaxError, ValueError, ZeroDivisionError, RecursionError, MemoryError):
         return None
+
+
+def _tried(problem: Problem, tries: int, seed: int, size: int, number: int) -> Problem:
+    """Return a problem with the number-th of its texts with tries as its solution; the row's own where none leads
+    there in integers."""
+    columns = dict(problem.columns)
+    draw = random.Random(f"{seed} {problem.uid} {number}")
+    columns["solution"] = in_tries(columns["numbers"], columns["target"], tries, draw) or columns["solution"]
+    return Problem(problem.uid + number * size, problem.prompt, columns)
 
 
 def _value(completion: Completion, numbers: list[int], target: int) -> Fraction | None:
