@@ -134,33 +134,38 @@ def test_tries_compute_and_only_the_last_comes_to_the_target():
     draws, rows = random.Random(0), [fraction]
     while len(rows) < 200:
         a, b, c, d = (draws.randint(1, 50) for _ in range(4))
-        goals = {f"({a}+{b})-{c}": a + b - c, f"{a}*({b}-{c})+{d}": a * (b - c) + d}
-        numbers = [[a, b, c], [a, b, c, d]]
+        goals = {f"{a}+{b}-{c}": a + b - c, f"{a}+{b}+{c}": a + b + c, f"{a}*({b}-{c})+{d}": a * (b - c) + d}
         rows += [
-            {"numbers": given, "target": goal, "solution": text}
-            for given, (text, goal) in zip(numbers, goals.items())
+            {"numbers": [a, b, c, d] if "*" in text else [a, b, c], "target": goal, "solution": text}
+            for text, goal in goals.items()
             if 10 <= goal <= 100
         ]
-    plain, tried = (make_task("countdown", data=rows, heldout=0, **o) for o in ({}, {"tries": 6, "texts": 2}))
-    uids, prompts, unlike = {p.uid for p in tried.train}, {p.uid: p.prompt for p in plain.train}, 0
-    assert len(uids) == len(tried.train) == 2 * len(rows) and not tried.heldout
-    for first, second in zip(tried.train[: len(rows)], tried.train[len(rows) :], strict=True):
-        assert first.prompt == second.prompt == prompts[first.uid]
-        unlike += first.columns["solution"] != second.columns["solution"]
-        for problem in (first, second):
-            *tries, answer = problem.columns["solution"].splitlines()
-            target = problem.columns["target"]
-            if not tries:
-                assert (answer, rows[first.uid]) == (fraction["solution"], fraction)
-                continue
-            assert len(tries) <= 6 and len(set(tries)) == len(tries)
-            assert all(
-                (_left_over(line, problem.columns["numbers"]) == target) == (line is tries[-1]) for line in tries
-            )
-            assert scores(list(plain.metrics), [problem], ["\n".join([*tries, answer])])["solved"] == [1.0]
-    assert unlike > 150
-    again = make_task("countdown", data=rows, heldout=0, tries=6, texts=2)
-    assert [p.columns for p in again.train] == [p.columns for p in tried.train]
+    plain, tried = (make_task("countdown", data=rows, heldout=50, **o) for o in ({}, {"tries": 6, "puzzles": 3}))
+    assert list(tried.heldout) == list(plain.heldout) and len({p.uid for p in tried.train}) == len(tried.train)
+    own, made_up = tried.train[: len(plain.train)], tried.train[len(plain.train) :]
+    assert [(p.uid, p.prompt) for p in own] == [(p.uid, p.prompt) for p in plain.train]
+    of = {p.uid: Counter(p.columns["numbers"]) for p in plain.train}
+    assert all(Counter(p.columns["numbers"]) == of[p.uid % len(rows)] for p in made_up)
+    asked, kept_out = ({_puzzle(p) for p in some} for some in (made_up, tried.heldout))
+    assert len(asked) > len(plain.train) and not asked & kept_out
+    targets = [p.columns["target"] for p in plain.train]
+    assert all(min(targets) <= p.columns["target"] <= max(targets) for p in made_up)
+    for problem in tried.train:
+        *tries, answer = problem.columns["solution"].splitlines()
+        target = problem.columns["target"]
+        if not tries:
+            assert (answer, rows[problem.uid]) == (fraction["solution"], fraction)
+            continue
+        assert len(tries) <= 6 and len(set(tries)) == len(tries)
+        left = [_left_over(line, problem.columns["numbers"]) for line in tries]
+        assert left.index(target) == len(tries) - 1
+        assert scores(list(plain.metrics), [problem], ["\n".join([*tries, answer])])["solved"] == [1.0]
+    again = make_task("countdown", data=rows, heldout=50, tries=6, puzzles=3)
+    assert again.train == tried.train
+
+
+def _puzzle(problem):
+    return tuple(sorted(problem.columns["numbers"])), problem.columns["target"]
 
 
 def _left_over(line, numbers):
@@ -289,7 +294,7 @@ BAD_TASKS = [
     ("countdown", {"data": [{"number": [1], "target": 3}]}, 'no column "numbers" (it has: number, target).'),
     ("countdown", {"data": [{"numbers": [1], "target": 1}], "tries": -1}, "tries=-1: must be an integer from 0"),
     ("countdown", {"data": [{"numbers": [1] * 6, "target": 6}], "tries": 2}, "row 0: tries are for up to 5 numbers"),
-    ("countdown", {"data": [{"numbers": [1], "target": 1}], "texts": 2}, "texts=2: only tries differ; set tries too"),
+    ("countdown", {"data": [{"numbers": [1], "target": 1}], "puzzles": 2}, "puzzles=2: only tries can be made up"),
     ("gsm8k", {"data": [{"question": "?", "answer": "72"}]}, 'row 0: "answer" must end with "#### number", not \'72\''),
     ("gsm8k", {"data": [{"question": "?", "answer": "#### many"}]}, "not ' many'"),
     ("svamp", {"data": [{"Body": "a", "Question": "b", "Answer": "3"}]}, "\"Answer\" is '3', a str"),

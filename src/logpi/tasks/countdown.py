@@ -7,13 +7,14 @@ import operator
 import random
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
+from itertools import product
 from typing import Any
 
 from logpi.errors import InputError
-from logpi.tasks.base import Problem, Task
-from logpi.tasks.countdown_tries import MAX_NUMBERS, in_tries
+from logpi.tasks.base import Problem, Prompt, Task
+from logpi.tasks.countdown_tries import MAX_NUMBERS, in_tries, puzzle_of, solution_of
 from logpi.tasks.dataset import Row, Source
 from logpi.tasks.problems import Heldout, cell, chat, check_template, load_split, place_of, prompt_text
 from logpi.tasks.rewarding import Completion, as_reward, completion_text
@@ -33,19 +34,20 @@ def countdown(
     seed: int = 0,
     template: str = TEMPLATE,
     tries: int = 0,
-    texts: int = 1,
+    puzzles: int = 1,
 ) -> Task:
     """Return the task of rows {"numbers": [..], "target": n}; `heldout` is a count, a fraction or another source.
 
     What is imitated is the row's "solution". With `tries` it is up to so many attempts, a line each, the last of which
-    comes to the target, and then the answer; each puzzle then has `texts` of them, made of other draws.
+    comes to the target, and then the answer. Each row then makes `puzzles` of them: its own, and others of its numbers
+    in another order, for targets that they reach as well, so that no answer can be learnt by heart.
     """
     check_template(template, "numbers", "target")
-    for name, value, least in (("tries", tries, 0), ("texts", texts, 1)):
+    for name, value, least in (("tries", tries, 0), ("puzzles", puzzles, 1)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise InputError(f"{name}={value!r}: must be an integer from {least}")
-    if texts > 1 and not tries:
-        raise InputError(f"texts={texts}: only tries differ; set tries too, or texts to 1")
+    if puzzles > 1 and not tries:
+        raise InputError(f"puzzles={puzzles}: only tries can be made up; set tries too, or puzzles to 1")
 
     def to_problem(index: int, row: Row, source_name: str) -> Problem:
         numbers = cell(row, "numbers", index, source_name, list)
@@ -57,13 +59,12 @@ def countdown(
         if tries and len(numbers) > MAX_NUMBERS:
             place = place_of(row, index, source_name)
             raise InputError(f"{place}: tries are for up to {MAX_NUMBERS} numbers, not {len(numbers)}; set tries to 0")
-        text = template.format(numbers=", ".join(map(str, numbers)), target=target)
-        return Problem(index, chat(text), {name: row.get(name) for name in ("numbers", "target", "solution")})
+        columns = {name: row.get(name) for name in ("numbers", "target", "solution")}
+        return Problem(index, _asked(template, numbers, target), columns)
 
     train, held = load_split(data, heldout, seed, to_problem)
     if tries:
-        size = len(train) + len(held)
-        train = [_tried(problem, tries, seed, size, number) for number in range(texts) for problem in train]
+        train = _in_tries(train, held, tries, puzzles, seed, template)
     examples = [(prompt_text(p.prompt), p.columns["solution"]) for p in train[:8] if p.columns["solution"]]
     metrics = [as_reward(solved), as_reward(well_formed)]
     return Task("countdown", train, held, [as_reward(solved)], metrics, examples=examples, solution="solution")
@@ -101,13 +102,37 @@ def evaluate(expression: str) -> tuple[Fraction, list[int]] | None:
         return None
 
 
-def _tried(problem: Problem, tries: int, seed: int, size: int, number: int) -> Problem:
-    """Return a problem with the number-th of its texts with tries as its solution; the row's own where none leads
-    there in integers."""
-    columns = dict(problem.columns)
-    draw = random.Random(f"{seed} {problem.uid} {number}")
-    columns["solution"] = in_tries(columns["numbers"], columns["target"], tries, draw) or columns["solution"]
-    return Problem(problem.uid + number * size, problem.prompt, columns)
+def _asked(template: str, numbers: Sequence[int], target: int) -> Prompt:
+    return chat(template.format(numbers=", ".join(map(str, numbers)), target=target))
+
+
+def _in_tries(
+    train: Sequence[Problem], held: Sequence[Problem], tries: int, puzzles: int, seed: int, template: str
+) -> list[Problem]:
+    """Return the problems with tries as their solutions, the row's own where none leads there in integers, and puzzles
+    made up of their numbers; none that is held out."""
+    size, kept_out = len(train) + len(held), {_key(problem.columns) for problem in held}
+    targets = [problem.columns["target"] for problem in train]
+    found = []
+    for number, problem in product(range(puzzles), train):
+        draw, columns = random.Random(f"{seed} {problem.uid} {number}"), dict(problem.columns)
+        numbers = columns["numbers"]
+        if number:
+            numbers = draw.sample(numbers, len(numbers))
+            solution = puzzle_of(numbers, min(targets), max(targets), draw)
+            columns |= {"numbers": numbers, "target": solution and solution.value}
+            if solution is None or _key(columns) in kept_out:
+                continue
+        else:
+            solution = solution_of(numbers, columns["target"], draw)
+        if solution is not None:
+            columns["solution"] = in_tries(numbers, solution, tries, draw)
+        found.append(Problem(problem.uid + number * size, _asked(template, numbers, columns["target"]), columns))
+    return found
+
+
+def _key(columns: Mapping[str, Any]) -> tuple[tuple[int, ...], int]:
+    return tuple(sorted(columns["numbers"])), columns["target"]
 
 
 def _value(completion: Completion, numbers: list[int], target: int) -> Fraction | None:

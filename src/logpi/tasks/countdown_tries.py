@@ -24,20 +24,32 @@ class Term:
     steps: tuple[str, ...] = ()
 
 
-def in_tries(numbers: Sequence[int], target: int, limit: int, draw: random.Random) -> str | None:
+def solution_of(numbers: Sequence[int], target: int, draw: random.Random) -> Term | None:
+    """Return one of the ways to a target in integers from 0 to MAX_VALUE; None where there is none."""
+    ways = [term for term in _ends(_terms(numbers)) if term.value == target]
+    return draw.choice(ways) if ways else None
+
+
+def puzzle_of(numbers: Sequence[int], low: int, high: int, draw: random.Random) -> Term | None:
+    """Return a way from the numbers to some target from `low` to `high`; None where none is found in 100 draws."""
+    ways = (_drawn(_terms(numbers), draw) for _ in range(100))
+    return next((term for term in ways if low <= term.value <= high), None)
+
+
+def in_tries(numbers: Sequence[int], solution: Term, limit: int, draw: random.Random) -> str:
     """Return tries, a line each, and the answer behind the one that comes to the target, at the latest the `limit`-th:
-    "7+24=31 35+31=66\\n35+(7+24)". None where no way leads there in integers from 0 to MAX_VALUE."""
-    start = [Term(number, str(number)) for number in numbers]
-    right = [term for term in _ends(start) if term.value == target]
-    if not right:
-        return None
+    "7+24=31 35-31=4\\n7+24=31 35+31=66\\n35+(7+24)"."""
     tries: list[Term] = []
     for _ in range(draw.randrange(limit)):
-        drawn = _drawn(start, draw)
-        if drawn.value == target:
+        drawn = _drawn(_terms(numbers), draw)
+        if drawn.value == solution.value:
             return _written([*tries, drawn])
         tries += [] if drawn in tries else [drawn]
-    return _written([*tries, draw.choice(right)])
+    return _written([*tries, solution])
+
+
+def _terms(numbers: Sequence[int]) -> list[Term]:
+    return [Term(number, str(number)) for number in numbers]
 
 
 def _written(tries: Sequence[Term]) -> str:
