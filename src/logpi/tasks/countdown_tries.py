@@ -39,13 +39,13 @@ def puzzle_of(numbers: Sequence[int], low: int, high: int, draw: random.Random) 
 def in_tries(numbers: Sequence[int], solution: Term, limit: int, draw: random.Random) -> str:
     """Return tries, a line each, and the answer behind the one that comes to the target, at the latest the `limit`-th:
     "7+24=31 35-31=4\\n7+24=31 35+31=66\\n35+(7+24)"."""
-    tries: list[Term] = []
+    tries: dict[tuple[str, ...], Term] = {}
     for _ in range(draw.randrange(limit)):
         drawn = _drawn(_terms(numbers), draw)
         if drawn.value == solution.value:
-            return _written([*tries, drawn])
-        tries += [] if drawn in tries else [drawn]
-    return _written([*tries, solution])
+            return _written([*tries.values(), drawn])
+        tries.setdefault(drawn.steps, drawn)
+    return _written([*tries.values(), solution])
 
 
 def _terms(numbers: Sequence[int]) -> list[Term]:
