@@ -15,6 +15,7 @@ import argparse
 import itertools
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -76,8 +77,10 @@ def main() -> None:
             score[side][rate] = found(side, rate, "0", trial_steps=chosen.trial_steps)["scores"][-1]
         best = {side: max(rates, key=score[side].__getitem__) for side in scripts}  # of equals the lowest
         print("best rates:", best, flush=True)
-    for seed, side in itertools.product(chosen.seeds.split(","), scripts):
-        found(side, best[side], seed, target=chosen.target)
+    pairs = [
+        [found(side, best[side], seed, target=chosen.target) for side in scripts] for seed in chosen.seeds.split(",")
+    ]
+    print(table(pairs))
 
 
 def known(path: Path) -> list[dict[str, Any]]:
@@ -93,6 +96,26 @@ def run(python: str, script: str, asked: dict[str, Any]) -> dict[str, Any]:
         if text.startswith(ANSWER):
             return json.loads(text.removeprefix(ANSWER))
     raise SystemExit(f"{script} ended without an answer: run it by hand to see why: {json.dumps(asked)}")
+
+
+def table(pairs: list[list[dict[str, Any]]]) -> str:
+    """Return a Markdown table of (logpi, TRL) seed by seed: seconds, and their ratio as the product that it is. A side
+    that failed took at least as long as it ran."""
+    lines = [
+        "| seed | logpi | TRL | sooner | = a completion | × completions | tokens | peak |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    ratios = []
+    for ours, theirs in pairs:
+        seconds = [row["seconds"] or row["startup"] + row["trained_seconds"] for row in (ours, theirs)]
+        told = [f"{'' if row['seconds'] else 'over '}{value:.0f} s" for row, value in zip((ours, theirs), seconds)]
+        ratio, completions = seconds[1] / seconds[0], theirs["completions"] / ours["completions"]
+        ratios.append(ratio if ours["seconds"] else 0.0)
+        lines.append(
+            f"| {ours['seed']} | {told[0]} | {told[1]} | ×{ratio:.1f} | ×{ratio / completions:.1f} "
+            f"| ×{completions:.2f} | {ours['tokens']}, {theirs['tokens']} | {ours['peak_gb']:.1f}, {theirs['peak_gb']:.1f} GB |"
+        )
+    return "\n".join([*lines, f"\nmedian of {len(ratios)} seeds: ×{statistics.median(ratios):.1f}"])
 
 
 def line(row: dict[str, Any]) -> str:
