@@ -111,10 +111,14 @@ def table(pairs: list[list[dict[str, Any]]]) -> str:
         told = [f"{'' if row['seconds'] else 'over '}{value:.0f} s" for row, value in zip((ours, theirs), seconds)]
         ratio, completions = seconds[1] / seconds[0], theirs["completions"] / ours["completions"]
         ratios.append(ratio if ours["seconds"] else 0.0)
-        lines.append(
-            f"| {ours['seed']} | {told[0]} | {told[1]} | ×{ratio:.1f} | ×{ratio / completions:.1f} "
-            f"| ×{completions:.2f} | {ours['tokens']}, {theirs['tokens']} | {ours['peak_gb']:.1f}, {theirs['peak_gb']:.1f} GB |"
-        )
+        cells = [
+            str(ours["seed"]),
+            *told,
+            *(f"×{value:.1f}" for value in (ratio, ratio / completions, completions)),
+            f"{ours['tokens']}, {theirs['tokens']}",
+            f"{ours['peak_gb']:.1f}, {theirs['peak_gb']:.1f} GB",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, f"\nmedian of {len(ratios)} seeds: ×{statistics.median(ratios):.1f}"])
 
 
