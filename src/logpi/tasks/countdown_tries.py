@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-MAX_VALUE = 999  # in a step: larger numbers seldom lead back to a target
+MAX_VALUE = 200  # in a step: larger numbers seldom lead back to a target
 MAX_NUMBERS = 5  # of a puzzle: all ways are gone through
 
 
