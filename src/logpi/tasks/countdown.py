@@ -14,13 +14,14 @@ from typing import Any
 
 from logpi.errors import InputError
 from logpi.tasks.base import Problem, Prompt, Task
-from logpi.tasks.countdown_tries import MAX_NUMBERS, in_tries, puzzle_of, solution_of
+from logpi.tasks.countdown_tries import MAX_NUMBERS, Tries
 from logpi.tasks.dataset import Row, Source
 from logpi.tasks.problems import Heldout, cell, chat, check_template, load_split, place_of, prompt_text
 from logpi.tasks.rewarding import Completion, as_reward, completion_text
 
 OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 EXPRESSION = re.compile(r"[0-9+\-*/() ]{1,200}")  # no names, points or underscores reach the parser
+CEILING = 2  # of a try's steps, in units of the highest target: what is larger seldom leads back to one
 ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 TEMPLATE = (
     "Using each of the numbers {numbers} exactly once, write an expression that equals {target}. "
@@ -113,21 +114,23 @@ def _in_tries(
     made up of their numbers; none that is held out."""
     size, kept_out = len(train) + len(held), {_key(problem.columns) for problem in held}
     targets = [problem.columns["target"] for problem in train]
+    low, high = min(targets), max(targets)
     found = []
     for number, problem in product(range(puzzles), train):
-        draw, columns = random.Random(f"{seed} {problem.uid} {number}"), dict(problem.columns)
-        numbers = columns["numbers"]
+        ways = Tries(CEILING * high, random.Random(f"{seed} {problem.uid} {number}"))
+        columns = dict(problem.columns)
         if number:
-            numbers = draw.sample(numbers, len(numbers))
-            solution = puzzle_of(numbers, min(targets), max(targets), draw)
-            columns |= {"numbers": numbers, "target": solution and solution.value}
+            columns["numbers"] = ways.draw.sample(columns["numbers"], len(columns["numbers"]))
+            solution = ways.puzzle(columns["numbers"], low, high)
+            columns["target"] = None if solution is None else solution.value
             if solution is None or _key(columns) in kept_out:
                 continue
         else:
-            solution = solution_of(numbers, columns["target"], draw)
+            solution = ways.solution(columns["numbers"], columns["target"])
         if solution is not None:
-            columns["solution"] = in_tries(numbers, solution, tries, draw)
-        found.append(Problem(problem.uid + number * size, _asked(template, numbers, columns["target"]), columns))
+            columns["solution"] = ways.text(columns["numbers"], solution, tries)
+        prompt = _asked(template, columns["numbers"], columns["target"])
+        found.append(Problem(problem.uid + number * size, prompt, columns))
     return found
 
 
