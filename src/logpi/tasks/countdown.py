@@ -122,8 +122,10 @@ def _in_tries(
         if number:
             columns["numbers"] = ways.draw.sample(columns["numbers"], len(columns["numbers"]))
             solution = ways.puzzle(columns["numbers"], low, high)
-            columns["target"] = None if solution is None else solution.value
-            if solution is None or _key(columns) in kept_out:
+            if solution is None:
+                continue
+            columns["target"] = solution.value
+            if _key(columns) in kept_out:
                 continue
         else:
             solution = ways.solution(columns["numbers"], columns["target"])
