@@ -157,7 +157,8 @@ def test_tries_compute_and_only_the_last_comes_to_the_target():
             assert (answer, rows[problem.uid]) == (fraction["solution"], fraction)
             continue
         assert len(tries) <= 6 and len(set(tries)) == len(tries)
-        left = [_left_over(line, problem.columns["numbers"]) for line in tries]
+        assert all(line.endswith(f" {target}?") for line in tries)
+        left = [_left_over(line.rpartition(" ")[0], problem.columns["numbers"]) for line in tries]
         assert left.index(target) == len(tries) - 1
         assert scores(list(plain.metrics), [problem], ["\n".join([*tries, answer])])["solved"] == [1.0]
     again = make_task("countdown", data=rows, heldout=50, tries=6, puzzles=3)

@@ -42,15 +42,15 @@ class Tries:
         return next((term for term in ways if low <= term.value <= high), None)
 
     def text(self, numbers: Sequence[int], solution: Term, limit: int) -> str:
-        """Return tries, a line each, and the answer behind the one that comes to the target, at the latest the
-        `limit`-th: "35-24=11 11*7=77\\n24+7=31 35+31=66\\n35+(24+7)"."""
+        """Return tries, a line each, the target at its end, and the answer behind the one that comes to it, at the
+        latest the `limit`-th: "35-24=11 11*7=77 66?\\n24+7=31 35+31=66 66?\\n35+(24+7)"."""
         tries: dict[tuple[str, ...], Term] = {}
         for _ in range(self.draw.randrange(limit)):
             drawn = self._drawn(numbers)
             if drawn.value == solution.value:
-                return _written([*tries.values(), drawn])
+                return _written([*tries.values(), drawn], solution.value)
             tries.setdefault(drawn.steps, drawn)
-        return _written([*tries.values(), solution])
+        return _written([*tries.values(), solution], solution.value)
 
     def _ends(self, terms: Sequence[Term]) -> Iterator[Term]:
         """Every term that uses all of them."""
@@ -96,5 +96,6 @@ def _part(term: Term) -> str:
     return f"({term.text})" if term.steps else term.text
 
 
-def _written(tries: Sequence[Term]) -> str:
-    return "\n".join([*(" ".join(term.steps) for term in tries if term.steps), tries[-1].text])
+def _written(tries: Sequence[Term], target: int) -> str:
+    lines = [f"{' '.join(term.steps)} {target}?" for term in tries if term.steps]
+    return "\n".join([*lines, tries[-1].text])
