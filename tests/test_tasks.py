@@ -141,6 +141,7 @@ def test_tries_compute_and_only_the_last_comes_to_the_target():
             if 10 <= goal <= 100
         ]
     plain, tried = (make_task("countdown", data=rows, heldout=50, **o) for o in ({}, {"tries": 6, "puzzles": 3}))
+    assert tried.draws and not plain.draws
     assert list(tried.heldout) == list(plain.heldout) and len({p.uid for p in tried.train}) == len(tried.train)
     own, made_up = tried.train[: len(plain.train)], tried.train[len(plain.train) :]
     assert [(p.uid, p.prompt) for p in own] == [(p.uid, p.prompt) for p in plain.train]
