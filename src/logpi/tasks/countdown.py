@@ -41,8 +41,8 @@ def countdown(
 
     What is imitated is the row's "solution". With `tries` it is up to so many attempts, a line each, the last of which
     comes to the target, and then the answer. Each row then makes `puzzles` of them: its own, and others of its numbers
-    in another order, for targets that they reach as well, so that no answer can be learnt by heart. Held-out puzzles are
-    then completed by draws: a search that goes by what is likeliest tries the same again and again.
+    in another order, for targets that they reach as well, so that no answer can be learnt by heart. Held-out puzzles
+    are then completed by draws: a search that goes by what is likeliest tries the same again and again.
     """
     check_template(template, "numbers", "target")
     for name, value, least in (("tries", tries, 0), ("puzzles", puzzles, 1)):
