@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from logpi import api
 from logpi.errors import InputError
 from logpi.tasks import TASKS, make_task
 from logpi.tasks.answers import last_number_in, number_in
@@ -164,6 +166,13 @@ def test_tries_compute_and_only_the_last_comes_to_the_target():
         assert scores(list(plain.metrics), [problem], ["\n".join([*tries, answer])])["solved"] == [1.0]
     again = make_task("countdown", data=rows, heldout=50, tries=6, puzzles=3)
     assert again.train == tried.train
+
+
+def test_a_file_is_evaluated_without_what_is_made_up_of_it(tmp_path):
+    rows = [{"numbers": [3, 4, 5], "target": 12}, {"numbers": [7, 2], "target": 14}]
+    (tmp_path / "puzzles.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = api.evaluate_run("tiny", recipe="countdown-tries", data=str(tmp_path / "puzzles.jsonl"))
+    assert found["n"] == 2
 
 
 def _puzzle(problem):

@@ -290,7 +290,7 @@ def evaluate_run(
     task = None
     if config.task is not None:
         task = task_of(config)
-        heldout = task.train if data is not None else task.heldout
+        heldout = [p for p in task.train if not p.made_up] if data is not None else task.heldout
         task = replace(task, heldout=heldout[:limit])
     experience, policy, _ = build(config, task, weights_from=weights if task is not None else None)
     if task is None and weights is not None:

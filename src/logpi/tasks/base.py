@@ -14,12 +14,14 @@ class Problem:
     """One dataset row made ready: the prompt, and the columns that rewards receive by name.
 
     `uid` is the row's index in its source, where a held-out source counts on from the training source, so that it is
-    unique in a task: draws are keyed by it, and ledgers count it.
+    unique in a task: draws are keyed by it, and ledgers count it. What a task has `made_up` of its rows is trained on,
+    but is no part of a file that is evaluated.
     """
 
     uid: int
     prompt: Prompt
     columns: Mapping[str, Any] = field(default_factory=dict)
+    made_up: bool = False
 
 
 @dataclass(frozen=True)

@@ -134,7 +134,7 @@ def _in_tries(
         if solution is not None:
             columns["solution"] = ways.text(columns["numbers"], solution, tries)
         prompt = _asked(template, columns["numbers"], columns["target"])
-        found.append(Problem(problem.uid + number * size, prompt, columns))
+        found.append(Problem(problem.uid + number * size, prompt, columns, made_up=number > 0))
     return found
 
 
