@@ -5,8 +5,8 @@ other. First each side tries every rate for the same number of steps; problems t
 are not trained on. Then each runs at the rate that scored best, seed by seed, on the task's own held-out problems. The
 clock runs from the process's start, imports and loading included, and stands still in evaluations. A side has passed
 when the lower end of the 95 % interval of greedy accuracy is at the target at two checks in a row; its time is that of
-the first of them. Options of `logpi train` go to both sides as they are. What is in the output file is not run again:
-budgets that take days can be spent in parts.
+the first of them. Options `--section.key value` of `logpi train` go to both sides. What is in the output file is not
+run again: budgets that take days can be spent in parts.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ from typing import Any
 
 from side_by_side import ANSWER, HERE, machine
 
+from logpi.overrides import split_overrides
 from logpi.policies.model_folder import find
 
 RATES = "1e-6,3e-6,1e-5,3e-5,1e-4"
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__)
+    options = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     options.add_argument("--trl", required=True, help="an interpreter with trl (make judges: .venv-judges/bin/python)")
     options.add_argument("--model", default="smollm2-q4")
     options.add_argument("--task", default="smollm2-addition", help="a recipe: its task and lengths count")
@@ -45,6 +46,8 @@ def main() -> None:
     options.add_argument("--threads", type=int, default=2)
     options.add_argument("--output", type=Path, default=HERE / "seconds_to_score.jsonl")
     chosen, fixed = options.parse_known_args()
+    if unknown := split_overrides(fixed)[0]:
+        options.error(f"unknown: {' '.join(unknown)}; options of logpi train are given as --section.key value")
     model = str(find(chosen.model, weights=True).location)
     work = {
         "task": chosen.task,

@@ -29,15 +29,11 @@ def wanted(asked: dict[str, Any]) -> tuple[Config, Task]:
     _, changes = split_overrides(asked["fixed"])
     numbers = {
         "seed": asked["seed"],
-        "policy.model": asked["model"],
-        "rollout.num_prompts": asked["prompts"],
-        "rollout.num_generations": asked["generations"],
-        "learner.learning_rate": asked["rate"],
+        "policy": {"model": asked["model"]},
+        "rollout": {"num_prompts": asked["prompts"], "num_generations": asked["generations"]},
+        "learner": {"learning_rate": asked["rate"]},
     }
-    for name, value in numbers.items():
-        section, _, option = name.rpartition(".")
-        (changes.setdefault(section, {}) if section else changes)[option] = value
-    config = api.resolve(asked["task"], changes)
+    config = api.resolve(asked["task"], api.merge(changes, numbers))
     task = replace(task_of(config), draws=False)
     if "trial_steps" in asked:
         problems = random.Random(0).sample(task.train, len(task.train))
