@@ -11,6 +11,7 @@ import torch
 from models import CONTEXT, ENDS, NATIVE_BF16, VOCABULARY, policy, prompts, sample
 
 from logpi.policies.attention import attention_of, round_up
+from logpi.policies.memory import bytes_of_position
 from logpi.policies.token_log_probs import Transform
 from logpi.randomness import Stream
 from logpi.rollout import engine
@@ -147,6 +148,29 @@ def test_no_more_completions_run_side_by_side_than_allowed(monkeypatch, num_gene
     monkeypatch.setattr(engine, "_run", watched)
     generate(policy("llama"), prompts(LENGTHS), num_generations, Sampling(4, max_rows=max_rows))
     assert max(seen) <= max_rows and sum(seen) == len(LENGTHS) * num_generations
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3"])  # a key head of two heads; heads of their own; wide heads
+def test_the_cache_holds_the_bytes_that_a_network_lets_it(kind, dtype, monkeypatch):
+    tiny = policy(kind, dtype)
+    _, kept = tiny.prompt_pass(tiny.sampler, [p.tokens for p in prompts(LENGTHS)])
+    held = sum(store.nbytes for layers in (kept.keys, kept.values) for store in layers.values())
+    positions = len(LENGTHS) * kept.keys[0].shape[2]
+    assert bytes_of_position(tiny.network.config, tiny.dtype) * positions == held
+    run, seen = engine._run, []
+
+    def watched(policy, prompts, num_samples, *rest):
+        seen.append(len(prompts) * num_samples)
+        return run(policy, prompts, num_samples, *rest)
+
+    monkeypatch.setattr(engine, "_run", watched)
+    monkeypatch.setattr(engine, "MAX_KEYS", 96)  # of a completion: 64 + 8, rounded up
+    for bytes_at_once, rows in ((0, 8), (held // positions * 96 * 10, 10)):  # eight run at least
+        monkeypatch.setattr(engine, "CACHE_BYTES", bytes_at_once)
+        seen.clear()
+        generate(tiny, prompts(LENGTHS), 2, Sampling(8))
+        assert seen[0] == rows
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float64])

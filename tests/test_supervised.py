@@ -10,6 +10,7 @@ from pathlib import Path
 import models
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn.utils.rnn import pad_sequence
 
 from logpi import api
@@ -292,6 +293,7 @@ TEXT = {"task": {"name": "text", "data": [{"text": "a"}, {"text": "b"}]}, "pretr
         ({**TEXT, "policy": {"model": "x"}, "pretrain": {"shape": {}}}, "policy.model and pretrain.shape both give"),
         ({**TEXT, "pretrain": {"vocab_size": 200}}, "greater than or equal to 260"),
         ({**TEXT, "pretrain": {"shape": {"hidden_size": 36}}}, "hidden_size=36 is no multiple of 2·num_attention"),
+        ({**TEXT, "pretrain": {"shape": {"num_key_value_heads": 3}}}, "num_key_value_heads=3 does not divide num_att"),
         ({"environment": "CartPole-v1", "policy": {"kind": "mlp"}, "sft": {}}, "sft trains a language model"),
     ],
 )  # fmt: skip
@@ -412,6 +414,20 @@ def test_a_network_of_a_configuration_that_one_has(tmp_path):
     assert config["model_type"] == "gpt2" and config["n_layer"] == 2 and 260 <= config["vocab_size"] <= 1024
     values |= {"pretrain": {"block_size": 500}}
     with pytest.raises(InputError, match=r"pretrain.block_size=500 is over the context of .*, 192; lower it"):
+        api.run(make_config(values), folder=tmp_path / "other", observer=make_observer(json=True))
+
+
+def test_the_heads_of_a_new_network_share_keys_and_values_where_asked(tmp_path):
+    (tmp_path / "a.txt").write_text("to be or not to be\n" * 30)
+    pretrain = {"block_size": 32, "shape": {"num_key_value_heads": 2}}
+    values = {"task": {"name": "text", "data": f"{tmp_path}/a.txt"}, "threads": 1, "max_steps": 1,
+              "policy": {"dtype": "float32"}, "pretrain": pretrain}  # fmt: skip
+    summary = api.run(make_config(values), folder=tmp_path / "run", observer=make_observer(json=True))
+    weights = load_file(Path(summary["final"], "model.safetensors"))
+    shapes = {name.split(".")[-2]: list(weight.shape) for name, weight in weights.items()}
+    assert shapes["k_proj"] == shapes["v_proj"] == [64, 128] and shapes["q_proj"] == [128, 128]
+    values["policy"] |= {"kind": "encoder"}
+    with pytest.raises(InputError, match="num_key_value_heads=2: an encoder's heads all have their own; leave it out"):
         api.run(make_config(values), folder=tmp_path / "other", observer=make_observer(json=True))
 
 

@@ -270,7 +270,8 @@ def write_start(config: Config, task: Any, folder: Path) -> None:
     if folder.exists():
         return
     texts = [text for problem in task.train for text in _texts(problem, task.solution)]
-    common = {"vocab_size": options.vocab_size, "context": context, "shape": shape.model_dump(), "seed": config.seed}
+    given = shape.model_dump(exclude_none=True)
+    common = {"vocab_size": options.vocab_size, "context": context, "shape": given, "seed": config.seed}
     with new_folder(folder) as temporary:
         if config.policy.kind == "encoder":
             sentences = [" ".join(problem.columns["words"]) for problem in task.train] if task.labels else texts

@@ -59,6 +59,9 @@ class Shape(Section):
     intermediate_size: int = Field(default=384, ge=8)
     num_hidden_layers: int = Field(default=4, ge=1)
     num_attention_heads: int = Field(default=4, ge=1)
+    num_key_value_heads: int | None = Field(default=None, ge=1)
+    """Each is shared by equally many heads: a step of sampling reads keys and values mostly. None: every head has its
+    own. An encoder has no other."""
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Shape:
@@ -66,6 +69,11 @@ class Shape(Section):
             raise ValueError(
                 f"hidden_size={self.hidden_size} is no multiple of 2·num_attention_heads={2 * self.num_attention_heads}"
                 ": each head rotates pairs of units"
+            )
+        if self.num_key_value_heads and self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_key_value_heads={self.num_key_value_heads} does not divide "
+                f"num_attention_heads={self.num_attention_heads}: each is shared by equally many"
             )
         return self
 

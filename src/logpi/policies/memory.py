@@ -117,6 +117,13 @@ def _smaller(work: Work) -> Iterator[tuple[str, Work]]:
         yield f"--policy.lora.r 16 {options}", replace(few, lora_rank=16)
 
 
+def bytes_of_position(config: Any, dtype: torch.dtype) -> int:
+    """Return what the keys and values of one position take in all layers, of products in this dtype."""
+    _, key_heads, width = _heads(config)
+    size = {torch.bfloat16: 2, torch.float64: 8}.get(dtype, 4)
+    return 2 * config.num_hidden_layers * key_heads * width * size
+
+
 def _heads(config: Any) -> tuple[int, int, int]:
     """Return heads, key heads and a head's width."""
     heads = config.num_attention_heads
@@ -128,10 +135,8 @@ def _heads(config: Any) -> tuple[int, int, int]:
 
 
 def _cache(config: Any, work: Work) -> int:
-    _, key_heads, width = _heads(config)
     keys = round_up(work.prompt_length + work.completion_length, KEY_MULTIPLE)
-    size = {torch.bfloat16: 2, torch.float64: 8}.get(work.dtype, 4)
-    return 2 * config.num_hidden_layers * work.rows * keys * key_heads * width * size
+    return work.rows * keys * bytes_of_position(config, work.dtype)
 
 
 def _of_a_token(config: Any, work: Work) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from logpi.errors import InputError
 from logpi.policies.embedded import cache_folder
 from logpi.policies.model_folder import TINY_ENCODER
 from logpi.policies.untrained import TINY_SHAPE
@@ -35,10 +36,13 @@ def write_untrained_encoder(
     seed: int,
 ) -> None:
     """Write tokenizer and network as a Hugging Face folder: a BERT with rotary positions (transformers' NomicBert), a
-    tagger where there are labels, else a masked language model. Its first weights are a function of the seed."""
+    tagger where there are labels, else a masked language model. Its first weights are a function of the seed. Raises
+    InputError where heads are to share keys and values."""
     from transformers import NomicBertConfig, NomicBertForMaskedLM, NomicBertForTokenClassification
     from transformers.utils import logging
 
+    if shared := shape.get("num_key_value_heads"):
+        raise InputError(f"shape.num_key_value_heads={shared}: an encoder's heads all have their own; leave it out")
     logging.disable_progress_bar()
     tokenizer = learn_word_tokenizer(texts, vocab_size)
     config = NomicBertConfig(

@@ -18,12 +18,15 @@ from torch import Tensor
 from logpi.device import products_in
 from logpi.policies.attention import KEY_MULTIPLE, round_up
 from logpi.policies.causal_lm import CausalLM
+from logpi.policies.memory import bytes_of_position, can_estimate
 from logpi.policies.own_forward import OwnForward
 from logpi.policies.token_log_probs import PLAIN, ROW_MULTIPLE, Transform, slices, softmax
 from logpi.randomness import Stream, uniforms
 from logpi.rollout.kv_cache import SlotCache
 from logpi.rollout.sampling import draw
 from logpi.trajectory import Trajectory
+
+MAX_KEYS, CACHE_BYTES = 16384, 2**29  # what the cache holds at once: so many positions, more where they fit these bytes
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Sampling:
     stream: Stream = Stream.ROLLOUT
     greedy: bool = False
     max_rows: int = 128  # completions that run side by side: memory, not results
-    max_keys: int = 16384  # rows × positions of the cache: memory, not results
+    max_keys: int | None = None  # rows × positions of the cache: memory, not results; None: by the network's size
 
 
 @torch.no_grad()
@@ -63,7 +66,8 @@ def generate(
     if not prompts:
         return trajectories
     capacity = round_up(max(len(p.tokens) for p in prompts) + sampling.max_new_tokens, KEY_MULTIPLE)
-    num_rows = min(sampling.max_rows, max(ROW_MULTIPLE, sampling.max_keys // capacity))
+    max_keys = _max_keys(policy) if sampling.max_keys is None else sampling.max_keys
+    num_rows = min(sampling.max_rows, max(ROW_MULTIPLE, max_keys // capacity))
     run = _run_whole if isinstance(policy, OwnForward) else _run
     for part, num_samples in _parts(prompts, num_generations, num_rows):
         found = run(policy, [prompt for _, prompt in part], num_samples, sampling, step)
@@ -81,6 +85,12 @@ def generate(
                 )
             )
     return trajectories
+
+
+def _max_keys(policy: CausalLM) -> int:
+    """Return how many positions the cache may have: more of a small network, whose steps cost the same for few rows."""
+    config = policy.network.config.get_text_config()
+    return max(MAX_KEYS, CACHE_BYTES // bytes_of_position(config, policy.dtype)) if can_estimate(config) else MAX_KEYS
 
 
 def _parts(
