@@ -28,8 +28,9 @@ from logpi.policies.chat import prompt_tokens, reply_tokens, woven
 from logpi.policies.turns import unrolled
 from logpi.randomness import Stream
 from logpi.rollout import episodes
-from logpi.rollout.engine import Sampling
+from logpi.rollout.engine import Sampling, TokenPrompt, generate
 from logpi.rollout.episodes import Start, play
+from logpi.rollout.kv_cache import PrefixCache
 from logpi.supervised import MAXIMUM_LIKELIHOOD, solutions
 from logpi.tasks import make_task
 from logpi.tasks.base import Problem, Task
@@ -119,13 +120,13 @@ def scripted(policy, script, monkeypatch):
     """Return the trajectory of an episode in which the policy writes these messages."""
     turns = iter(script)
 
-    def generate(policy, prompts, num_generations, sampling, *, step=0):
+    def written(policy, prompts, *_, **__):
         tokens = torch.tensor(next(turns))
         zeros, ended = torch.zeros(len(tokens), dtype=torch.float64), tokens[-1] == EOS
         (prompt,) = prompts
         return [Trajectory(0, 0, 0, 0, tokens, zeros, zeros, prompt.tokens, bool(ended), not ended)]
 
-    monkeypatch.setattr(episodes, "generate", generate)
+    monkeypatch.setattr(episodes, "generate", written)
     start = Start(0, [{"role": "user", "content": "a"}])
     options = dict(max_turns=2, environment_stream=Stream.ENVIRONMENT)
     (found,) = play(policy, Guess, [start], 1, Sampling(LONGEST), **options)
@@ -256,6 +257,47 @@ def test_an_episode_does_not_depend_on_the_others():
     assert [t.actions.tolist() for t in few] == [t.actions.tolist() for t in whole if t.prompt_uid < 2 and t.sample < 2]
     other = talk(policy, step=1)
     assert [t.actions.tolist() for t in other] != [t.actions.tolist() for t in whole]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32] + [torch.bfloat16] * models.NATIVE_BF16)
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen3", "gpt_neox"])
+def test_a_turn_goes_on_from_what_was_run_before_it(kind, dtype, monkeypatch):
+    """A prompt runs whole in an episode's first turn only; with no room to keep it, in each: the same bits."""
+    policy = talker(kind, dtype)
+    run, prompts = policy.prompt_pass, []
+
+    def watched(network, asked):
+        prompts.extend(asked)
+        return run(network, asked)
+
+    monkeypatch.setattr(policy, "prompt_pass", watched)
+    found = []
+    for room, rows in [(0, 128), *((2**n, 8) for n in range(12, 20)), (2**20, 128)]:
+        monkeypatch.setattr(episodes, "CACHE_BYTES", room)
+        prompts.clear()
+        found.append((talk(policy, longest=24, rows=rows), len(prompts)))
+    counts = [number for _, number in found]
+    assert counts[0] > 25 and counts[-2:] == [15, 15]  # of 15 episodes
+    assert any(15 < number < counts[0] for number in counts)  # where there is room for some
+    for others, _ in found[1:]:
+        for a, b in zip(others, found[0][0], strict=True):
+            assert torch.equal(a.actions, b.actions) and torch.equal(a.inputs, b.inputs)
+            assert torch.equal(a.behavior_log_probs, b.behavior_log_probs) and torch.equal(a.entropies, b.entropies)
+
+
+def test_what_another_prompt_has_run_is_not_gone_on_from():
+    policy, kept = talker(), PrefixCache(2**20)
+    first = torch.tensor([5, 6, 7])
+    said = generate(policy, [TokenPrompt(uid, first) for uid in range(9)], 1, Sampling(30), kept=kept)
+    uid = next(t.prompt_uid for t in said if t.terminated and len(t) > 2)
+    run = kept.known[uid, 0].tokens
+    assert torch.equal(run, torch.cat([first, said[uid].actions[:-1]]))
+    other = torch.cat([run, run])
+    other[1] = 9
+    (found,), (alone,) = (generate(policy, [TokenPrompt(uid, other)], 1, Sampling(9), kept=k) for k in (kept, None))
+    assert torch.equal(found.behavior_log_probs, alone.behavior_log_probs)
+    generate(policy, [TokenPrompt(99, first)], 1, Sampling(1), kept=kept)
+    assert not kept.known  # what nobody asks for any more is forgotten
 
 
 def test_draws_count_on_across_turns():

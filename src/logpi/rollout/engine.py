@@ -16,15 +16,15 @@ import torch
 from torch import Tensor
 
 from logpi.device import products_in
-from logpi.policies.attention import KEY_MULTIPLE, round_up
+from logpi.policies.attention import KEY_MULTIPLE, KeyValues, round_up
 from logpi.policies.causal_lm import CausalLM
 from logpi.policies.memory import bytes_of_position, can_estimate
 from logpi.policies.own_forward import OwnForward
 from logpi.policies.token_log_probs import PLAIN, ROW_MULTIPLE, Transform, slices, softmax
 from logpi.randomness import Stream, uniforms
-from logpi.rollout.kv_cache import SlotCache
+from logpi.rollout.kv_cache import Key, Prefix, PrefixCache, SlotCache
 from logpi.rollout.sampling import draw
-from logpi.trajectory import Trajectory
+from logpi.trajectory import Trajectory, pad
 
 MAX_KEYS, CACHE_BYTES = 16384, 2**29  # what the cache holds at once: so many positions, more where they fit these bytes
 
@@ -60,8 +60,13 @@ def generate(
     *,
     step: int = 0,
     policy_version: int = 0,
+    kept: PrefixCache | None = None,
 ) -> list[Trajectory]:
-    """Sample `num_generations` completions of each prompt, in the prompts' order; rewards are left to the tasks."""
+    """Sample `num_generations` completions of each prompt, in the prompts' order; rewards are left to the tasks.
+
+    `kept` is for several turns: prompts go on from what it holds of them, and leave there what was run for the next
+    turn. It saves time and changes no result.
+    """
     trajectories: list[Trajectory] = []
     if not prompts:
         return trajectories
@@ -69,8 +74,10 @@ def generate(
     max_keys = _max_keys(policy) if sampling.max_keys is None else sampling.max_keys
     num_rows = min(sampling.max_rows, max(ROW_MULTIPLE, max_keys // capacity))
     run = _run_whole if isinstance(policy, OwnForward) else _run
+    if kept is not None:
+        kept.only(key for prompt in prompts for key in _keys(prompt, num_generations))
     for part, num_samples in _parts(prompts, num_generations, num_rows):
-        found = run(policy, [prompt for _, prompt in part], num_samples, sampling, step)
+        found = run(policy, [prompt for _, prompt in part], num_samples, sampling, step, kept)
         rows = (row for completions in found for row in completions.rows())
         for i, row in enumerate(rows):
             group, prompt = part[i // num_samples]
@@ -146,40 +153,72 @@ class _Completions:
                 "failure": f"logits not finite at position {length - 1}" if failed else None,
             }
 
+    def just_ended(self) -> tuple[Tensor, list[int]]:
+        """Return the slots of those that ended with the last token, and their rows."""
+        slots = self.ended[self.running].nonzero()[:, 0]
+        return slots, self.running[slots].tolist()
+
     def newest(self) -> tuple[Tensor, Tensor]:
         """Return the last token of each that runs, and its position."""
         return self.tokens[self.running, self.num_tokens - 1], self.prompt_lengths[self.running] + self.num_tokens - 1
 
 
 def _run(
-    policy: CausalLM, prompts: Sequence[TokenPrompt], num_generations: int, sampling: Sampling, step: int
+    policy: CausalLM,
+    prompts: Sequence[TokenPrompt],
+    num_generations: int,
+    sampling: Sampling,
+    step: int,
+    kept: PrefixCache | None,
 ) -> list[_Completions]:
     """Run one batch of groups to its end; return its completions, all in one."""
     prompt_of_row = torch.arange(len(prompts)).repeat_interleave(num_generations)
     completions = _Completions(torch.tensor([len(p.tokens) for p in prompts])[prompt_of_row], policy, sampling)
     randoms = _uniforms(prompts, num_generations, sampling, step)
-    last_hidden, prompt_cache = policy.prompt_pass(policy.sampler, [p.tokens for p in prompts])
     transform = _transform(policy, sampling)
-    logits = policy.next_token_logits(last_hidden)[prompt_of_row]
-    num_slots = round_up(len(prompt_of_row), ROW_MULTIPLE)
-    cache: SlotCache | None = None
+    keys = [key for prompt in prompts for key in _keys(prompt, num_generations)]
+    prompt_tokens = [prompts[i].tokens for i in prompt_of_row.tolist()]
+    prefixes = None if kept is None else kept.take(keys, prompt_tokens)
+    prompt_cache, cache = KeyValues(), None
+    if prefixes is None:
+        last_hidden, prompt_cache = policy.prompt_pass(policy.sampler, [p.tokens for p in prompts])
+        logits = policy.next_token_logits(last_hidden)[prompt_of_row]
+    else:
+        last_hidden, cache = _go_on(policy, prompt_tokens, prefixes)
+        logits = policy.next_token_logits(last_hidden)
     for position in range(sampling.max_new_tokens):
         numbers = None if sampling.greedy else randoms[completions.running.numpy(), position]
         survivors = completions.add(*choose(logits, transform, numbers))
-        if not len(survivors) or position == sampling.max_new_tokens - 1:
+        is_last = not len(survivors) or position == sampling.max_new_tokens - 1
+        if cache is None and not is_last:
+            cache = SlotCache(prompt_cache, prompt_of_row, round_up(len(prompt_of_row), ROW_MULTIPLE))
+        if cache is not None and kept is not None:
+            slots, rows = completions.just_ended()
+            tokens = [torch.cat([prompt_tokens[row], completions.tokens[row, :position]]) for row in rows]
+            kept.add([keys[row] for row in rows], cache.prefixes(slots, tokens))
+        if cache is None or is_last:
             break
-        if cache is None:
-            cache = SlotCache(prompt_cache, prompt_of_row, num_slots)
         if len(survivors) < len(completions.running):
             survivors = _fill_holes(survivors)
             cache.keep(survivors)
             completions.running = completions.running[survivors]
-        logits = policy.next_token_logits(_decode(policy, *completions.newest(), cache))
+        tokens, positions = completions.newest()
+        logits = policy.next_token_logits(_forward(policy, tokens[:, None], positions[:, None], cache)[:, 0])
     return [completions]
 
 
+def _keys(prompt: TokenPrompt, num_generations: int) -> list[Key]:
+    """Return what tells the prompt's completions from all others."""
+    return [(prompt.uid, prompt.first_sample + i) for i in range(num_generations)]
+
+
 def _run_whole(
-    policy: CausalLM, prompts: Sequence[TokenPrompt], num_generations: int, sampling: Sampling, step: int
+    policy: CausalLM,
+    prompts: Sequence[TokenPrompt],
+    num_generations: int,
+    sampling: Sampling,
+    step: int,
+    kept: PrefixCache | None,  # not used: that cache is transformers' own
 ) -> list[_Completions]:
     """The same through transformers' `generate`, one group after the other: no prompt is padded."""
     from transformers import GenerationConfig
@@ -256,11 +295,23 @@ def _fill_holes(survivors: Tensor) -> Tensor:
     return places
 
 
-def _decode(policy: CausalLM, tokens: Tensor, positions: Tensor, cache: SlotCache) -> Tensor:
-    """Run one token of every running completion through the network, [running, width]."""
+def _go_on(policy: CausalLM, prompts: Sequence[Tensor], prefixes: Sequence[Prefix]) -> tuple[Tensor, SlotCache]:
+    """Run what prompts have behind their prefixes: the state after each one's last token [prompts, width], a cache."""
+    starts = torch.tensor([len(prefix.tokens) for prefix in prefixes])
+    rests = [prompt[start:] for prompt, start in zip(prompts, starts.tolist(), strict=True)]
+    lengths = torch.tensor([len(rest) for rest in rests])
+    time = round_up(int(lengths.max()), ROW_MULTIPLE)
+    cache = SlotCache.of(prefixes, round_up(len(prompts), ROW_MULTIPLE), int(starts.max()) + time)
+    hidden = _forward(policy, pad(rests, time), starts[:, None] + torch.arange(time), cache)
+    return hidden[torch.arange(len(prompts)), lengths - 1], cache
+
+
+def _forward(policy: CausalLM, tokens: Tensor, positions: Tensor, cache: SlotCache) -> Tensor:
+    """Run tokens [rows, time] that stand at these positions, a slot of the cache each, -> [rows, time, width]."""
     missing = -len(tokens) % ROW_MULTIPLE
-    tokens, positions = (torch.nn.functional.pad(x, (0, missing)) for x in (tokens, positions))
+    tokens, positions = (torch.nn.functional.pad(x, (0, 0, 0, missing)) for x in (tokens, positions))
     cache.begin(positions)
-    attend = positions[:, None] >= torch.arange(cache.num_keys)
-    hidden = policy.hidden_states(policy.sampler, tokens[:, None], positions[:, None], attend[:, None, None], cache)
-    return hidden[: len(tokens) - missing, 0]
+    attend = positions[:, None, :, None] >= torch.arange(cache.num_keys)
+    positions = positions.clamp(max=policy.context_length - 1)  # of padding behind a prompt only
+    hidden = policy.hidden_states(policy.sampler, tokens, positions, attend, cache)
+    return hidden[: len(tokens) - missing]

@@ -20,7 +20,8 @@ from logpi.errors import RewardError
 from logpi.policies.causal_lm import CausalLM
 from logpi.policies.chat import WRITTEN, Message, prompt_tokens, reply_tokens
 from logpi.randomness import Stream, uniforms
-from logpi.rollout.engine import Sampling, TokenPrompt, generate
+from logpi.rollout.engine import CACHE_BYTES, Sampling, TokenPrompt, generate
+from logpi.rollout.kv_cache import PrefixCache
 from logpi.trajectory import OWN, Trajectory
 
 
@@ -57,7 +58,7 @@ def play(
         for seed in [_seed(sampling.seed, environment_stream, step, start.uid)]
         for i in range(num_generations)
     ]
-    running = episodes
+    running, kept = episodes, PrefixCache(CACHE_BYTES)
     for turn in range(max_turns):
         for episode in running if turn else ():
             episode.listen(room=sampling.max_new_tokens)
@@ -65,7 +66,8 @@ def play(
         if not running:
             break
         prompts = [episode.prompt() for episode in running]
-        for episode, message in zip(running, generate(policy, prompts, 1, sampling, step=step), strict=True):
+        messages = generate(policy, prompts, 1, sampling, step=step, kept=kept)
+        for episode, message in zip(running, messages, strict=True):
             episode.add(message)
         running = [episode for episode in running if episode.goes_on]
     return [episode.trajectory(policy_version) for episode in episodes]
