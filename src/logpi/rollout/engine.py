@@ -20,7 +20,7 @@ from logpi.policies.attention import KEY_MULTIPLE, KeyValues, round_up
 from logpi.policies.causal_lm import CausalLM
 from logpi.policies.memory import bytes_of_position, can_estimate
 from logpi.policies.own_forward import OwnForward
-from logpi.policies.token_log_probs import PLAIN, ROW_MULTIPLE, Transform, slices, softmax
+from logpi.policies.token_log_probs import PLAIN, ROW_MULTIPLE, Transform, pad_rows, slices, softmax
 from logpi.randomness import Stream, uniforms
 from logpi.rollout.kv_cache import Key, Prefix, PrefixCache, SlotCache
 from logpi.rollout.sampling import draw
@@ -308,10 +308,10 @@ def _go_on(policy: CausalLM, prompts: Sequence[Tensor], prefixes: Sequence[Prefi
 
 def _forward(policy: CausalLM, tokens: Tensor, positions: Tensor, cache: SlotCache) -> Tensor:
     """Run tokens [rows, time] that stand at these positions, a slot of the cache each, -> [rows, time, width]."""
-    missing = -len(tokens) % ROW_MULTIPLE
-    tokens, positions = (torch.nn.functional.pad(x, (0, 0, 0, missing)) for x in (tokens, positions))
+    num_rows = len(tokens)
+    tokens, positions = pad_rows(tokens), pad_rows(positions)
     cache.begin(positions)
     attend = positions[:, None, :, None] >= torch.arange(cache.num_keys)
     positions = positions.clamp(max=policy.context_length - 1)  # of padding behind a prompt only
     hidden = policy.hidden_states(policy.sampler, tokens, positions, attend, cache)
-    return hidden[: len(tokens) - missing]
+    return hidden[:num_rows]
