@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from logpi.device import products_in
-from logpi.policies.attention import KEY_MULTIPLE, KeyValues, round_up
+from logpi.policies.attention import KEY_MULTIPLE, round_up
 from logpi.policies.causal_lm import CausalLM
 from logpi.policies.memory import bytes_of_position, can_estimate
 from logpi.policies.own_forward import OwnForward
@@ -179,24 +179,21 @@ def _run(
     keys = [key for prompt in prompts for key in _keys(prompt, num_generations)]
     prompt_tokens = [prompts[i].tokens for i in prompt_of_row.tolist()]
     prefixes = None if kept is None else kept.take(keys, prompt_tokens)
-    prompt_cache, cache = KeyValues(), None
     if prefixes is None:
         last_hidden, prompt_cache = policy.prompt_pass(policy.sampler, [p.tokens for p in prompts])
-        logits = policy.next_token_logits(last_hidden)[prompt_of_row]
+        last_hidden = last_hidden[prompt_of_row]
+        cache = SlotCache(prompt_cache, prompt_of_row, round_up(len(prompt_of_row), ROW_MULTIPLE))
     else:
         last_hidden, cache = _go_on(policy, prompt_tokens, prefixes)
-        logits = policy.next_token_logits(last_hidden)
+    logits = policy.next_token_logits(last_hidden)
     for position in range(sampling.max_new_tokens):
         numbers = None if sampling.greedy else randoms[completions.running.numpy(), position]
         survivors = completions.add(*choose(logits, transform, numbers))
-        is_last = not len(survivors) or position == sampling.max_new_tokens - 1
-        if cache is None and not is_last:
-            cache = SlotCache(prompt_cache, prompt_of_row, round_up(len(prompt_of_row), ROW_MULTIPLE))
-        if cache is not None and kept is not None:
+        if kept is not None:
             slots, rows = completions.just_ended()
-            tokens = [torch.cat([prompt_tokens[row], completions.tokens[row, :position]]) for row in rows]
-            kept.add([keys[row] for row in rows], cache.prefixes(slots, tokens))
-        if cache is None or is_last:
+            run = [torch.cat([prompt_tokens[row], completions.tokens[row, :position]]) for row in rows]
+            kept.add([keys[row] for row in rows], cache.prefixes(slots, run))
+        if not len(survivors) or position == sampling.max_new_tokens - 1:
             break
         if len(survivors) < len(completions.running):
             survivors = _fill_holes(survivors)

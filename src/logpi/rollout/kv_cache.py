@@ -94,7 +94,9 @@ class SlotCache(KeyValues):
 
     def prefixes(self, slots: Tensor, tokens: Sequence[Tensor]) -> list[Prefix]:
         """Return copies of what slots hold of their first tokens, those given."""
-        longest = max(map(len, tokens), default=0)
+        if not tokens:
+            return []
+        longest = max(map(len, tokens))
         taken = [
             {layer: kept[slots, :, :longest] for layer, kept in store.items()} for store in (self.keys, self.values)
         ]
