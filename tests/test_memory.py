@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 from models import NATIVE_BF16, policy, sample
@@ -96,3 +100,30 @@ def test_a_run_within_the_estimates_error_is_not_refused(monkeypatch):
 def test_the_machines_memory_is_known_here():
     found = platforms.memory_bytes()
     assert found is not None and 10**9 < found < 10**14
+
+
+KERNELS = """
+import ctypes, sys, torch
+from logpi.trainer import use_threads
+
+class Heap(ctypes.Structure):
+    names = "arena ordblks smblks hblks hblkhd usmblks fsmblks used free top"
+    _fields_ = [(name, ctypes.c_size_t) for name in names.split()]
+
+libc = ctypes.CDLL("libc.so.6")
+libc.mallinfo2.restype = Heap
+use_threads(1)
+held = []
+for first in (8, 4008):
+    for rows in range(first, first + 4000, 8):
+        torch.zeros(rows, 64, dtype=torch.bfloat16) @ torch.zeros(64, 64, dtype=torch.bfloat16)
+    held.append(libc.mallinfo2().used)
+print(held[1] - held[0])
+"""
+
+
+@pytest.mark.skipif(not NATIVE_BF16 or platform.libc_ver()[0] != "glibc", reason="bf16 kernels, glibc's count of bytes")
+def test_the_kernels_of_ever_new_shapes_do_not_fill_the_memory():
+    """The second half of a thousand shapes takes next to nothing; 278 MB without a limit."""
+    found = subprocess.run([sys.executable, "-c", KERNELS], capture_output=True, text=True, check=True)
+    assert int(found.stdout) < 10 * 2**20

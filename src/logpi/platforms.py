@@ -59,6 +59,13 @@ def keep_freed_memory() -> None:
         mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
+def keep_few_kernels() -> None:
+    """Let oneDNN hold the kernels of the last 128 shapes instead of 1024, unless the environment says otherwise: lengths
+    differ from step to step, so most shapes come once, and what is held of one takes about half a megabyte."""
+    for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # oneDNN's own, and torch's in front of it
+        os.environ.setdefault(cache, "128")
+
+
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
 

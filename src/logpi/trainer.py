@@ -22,7 +22,7 @@ from logpi.interrupts import Abandoned, Interrupts
 from logpi.journal import Journal
 from logpi.learner import Gradient, Learner, Update
 from logpi.metrics import demonstration_metrics, step_metrics
-from logpi.platforms import keep_freed_memory, peak_memory_bytes
+from logpi.platforms import keep_few_kernels, keep_freed_memory, peak_memory_bytes
 from logpi.run_folder import RunFolder
 from logpi.trajectory import Trajectory, make_batch
 
@@ -338,4 +338,5 @@ def use_threads(threads: int | None) -> int:
     torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms would import torch's compiler too, 0.9 s
     torch._C._set_deterministic_fill_uninitialized_memory(False)  # nothing reads it before it is written
     keep_freed_memory()
+    keep_few_kernels()
     return torch.get_num_threads()
