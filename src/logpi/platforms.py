@@ -60,8 +60,8 @@ def keep_freed_memory() -> None:
 
 
 def keep_few_kernels() -> None:
-    """Let oneDNN hold the kernels of the last 128 shapes instead of 1024, unless the environment says otherwise: lengths
-    differ from step to step, so most shapes come once, and what is held of one takes about half a megabyte."""
+    """Let oneDNN hold the kernels of its last 128 shapes, not of 1024, unless the environment says otherwise. Lengths
+    differ from step to step: most shapes come once, and what is held of one takes about half a megabyte."""
     for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # oneDNN's own, and torch's in front of it
         os.environ.setdefault(cache, "128")
 
