@@ -104,9 +104,9 @@ def at_call(monkeypatch, owner, name, number, action):
 # --- signals ----------------------------------------------------------------------------------------------------------
 
 MOMENTS = {
-    "in the first evaluation": (engine, "_decode", 2),
+    "in the first evaluation": (engine, "_forward", 2),
     "in a later evaluation": (TaskExperience, "evaluate", 2),
-    "while sampling": (engine, "_decode", 9),
+    "while sampling": (engine, "_forward", 9),
     "in the first gradient": (Learner, "_accumulate", 1),
     "in an update": (Learner, "update", 3),
     "while saving": (checkpoint, "save", 2),
