@@ -137,15 +137,21 @@ def same(a, b):
     )
 
 
-@pytest.mark.parametrize(("num_generations", "max_rows"), [(4, 8), (20, 8), (3, 8)])
-def test_no_more_completions_run_side_by_side_than_allowed(monkeypatch, num_generations, max_rows):
+def side_by_side(monkeypatch):
+    """Return a list that gets how many completions each batch has."""
     run, seen = engine._run, []
 
-    def watched(policy, prompts, num_samples, *rest):
+    def watched(policy, prompts, num_samples, *rest, **more):
         seen.append(len(prompts) * num_samples)
-        return run(policy, prompts, num_samples, *rest)
+        return run(policy, prompts, num_samples, *rest, **more)
 
     monkeypatch.setattr(engine, "_run", watched)
+    return seen
+
+
+@pytest.mark.parametrize(("num_generations", "max_rows"), [(4, 8), (20, 8), (3, 8)])
+def test_no_more_completions_run_side_by_side_than_allowed(monkeypatch, num_generations, max_rows):
+    seen = side_by_side(monkeypatch)
     generate(policy("llama"), prompts(LENGTHS), num_generations, Sampling(4, max_rows=max_rows))
     assert max(seen) <= max_rows and sum(seen) == len(LENGTHS) * num_generations
 
@@ -158,13 +164,7 @@ def test_the_cache_holds_the_bytes_that_a_network_lets_it(kind, dtype, monkeypat
     held = sum(store.nbytes for layers in (kept.keys, kept.values) for store in layers.values())
     positions = len(LENGTHS) * kept.keys[0].shape[2]
     assert bytes_of_position(tiny.network.config, tiny.dtype) * positions == held
-    run, seen = engine._run, []
-
-    def watched(policy, prompts, num_samples, *rest):
-        seen.append(len(prompts) * num_samples)
-        return run(policy, prompts, num_samples, *rest)
-
-    monkeypatch.setattr(engine, "_run", watched)
+    seen = side_by_side(monkeypatch)
     monkeypatch.setattr(engine, "MAX_KEYS", 96)  # of a completion: 64 + 8, rounded up
     for bytes_at_once, rows in ((0, 8), (held // positions * 96 * 10, 10)):  # eight run at least
         monkeypatch.setattr(engine, "CACHE_BYTES", bytes_at_once)

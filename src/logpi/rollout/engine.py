@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -73,11 +74,11 @@ def generate(
     capacity = round_up(max(len(p.tokens) for p in prompts) + sampling.max_new_tokens, KEY_MULTIPLE)
     max_keys = _max_keys(policy) if sampling.max_keys is None else sampling.max_keys
     num_rows = min(sampling.max_rows, max(ROW_MULTIPLE, max_keys // capacity))
-    run = _run_whole if isinstance(policy, OwnForward) else _run
+    run = _run_whole if isinstance(policy, OwnForward) else partial(_run, kept=kept)
     if kept is not None:
         kept.only(key for prompt in prompts for key in _keys(prompt, num_generations))
     for part, num_samples in _parts(prompts, num_generations, num_rows):
-        found = run(policy, [prompt for _, prompt in part], num_samples, sampling, step, kept)
+        found = run(policy, [prompt for _, prompt in part], num_samples, sampling, step)
         rows = (row for completions in found for row in completions.rows())
         for i, row in enumerate(rows):
             group, prompt = part[i // num_samples]
@@ -210,12 +211,7 @@ def _keys(prompt: TokenPrompt, num_generations: int) -> list[Key]:
 
 
 def _run_whole(
-    policy: CausalLM,
-    prompts: Sequence[TokenPrompt],
-    num_generations: int,
-    sampling: Sampling,
-    step: int,
-    kept: PrefixCache | None,  # not used: that cache is transformers' own
+    policy: CausalLM, prompts: Sequence[TokenPrompt], num_generations: int, sampling: Sampling, step: int
 ) -> list[_Completions]:
     """The same through transformers' `generate`, one group after the other: no prompt is padded."""
     from transformers import GenerationConfig

@@ -1,4 +1,5 @@
-"""The sampler's key/value cache: one slot a running completion, slots kept dense as completions finish."""
+"""The sampler's keys and values: a slot for each running completion, slots kept dense as completions finish; and what a
+turn of a conversation leaves for the next one."""
 
 from __future__ import annotations
 
@@ -49,13 +50,12 @@ class SlotCache(KeyValues):
     def of(cls, prefixes: Sequence[Prefix], num_slots: int, capacity: int) -> SlotCache:
         """Begin with a prefix in each slot, and room for so many keys."""
         cache = cls(KeyValues(), torch.empty(0), num_slots)
-        for slot, prefix in enumerate(prefixes):
-            for store, kept in ((cache.keys, prefix.keys), (cache.values, prefix.values)):
-                for layer, part in kept.items():
-                    heads, time, width = part.shape
-                    if not slot:
-                        store[layer] = part.new_zeros((num_slots, heads, round_up(capacity, KEY_MULTIPLE), width))
-                    store[layer][slot, :, :time] = part
+        for store, kept in ((cache.keys, [p.keys for p in prefixes]), (cache.values, [p.values for p in prefixes])):
+            for layer, first in kept[0].items():
+                heads, _, width = first.shape
+                store[layer] = first.new_zeros((num_slots, heads, round_up(capacity, KEY_MULTIPLE), width))
+                for slot, of_slot in enumerate(kept):
+                    store[layer][slot, :, : of_slot[layer].shape[1]] = of_slot[layer]
         return cache
 
     def begin(self, positions: Tensor) -> None:
