@@ -4,9 +4,9 @@ logpi and TRL's GRPO on the same task, prompts a step, completions and length li
 other. First each side tries every rate for the same number of steps; problems that are set aside for this score it, and
 are not trained on. Then each runs at the rate that scored best, seed by seed, on the task's own held-out problems. The
 clock runs from the process's start, imports and loading included, and stands still in evaluations. A side has passed
-when the lower end of the 95 % interval of greedy accuracy is at the target at two checks in a row; its time is that of
-the first of them. Options `--section.key value` of `logpi train` go to both sides. What is in the output file is not
-run again: budgets that take days can be spent in parts.
+when the lower end of the 95 % interval of greedy accuracy (with `--draws`, of draws) is at the target at two checks in
+a row; its time is that of the first of them. Options `--section.key value` of `logpi train` go to both sides. What is
+in the output file is not run again: budgets that take days can be spent in parts.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ def main() -> None:
     options.add_argument("--target", type=float, default=0.7, help="of the interval's lower end")
     options.add_argument("--every", type=int, default=2, help="steps between checks")
     options.add_argument("--limit", type=float, default=1800, help="seconds, after which a side has failed")
+    options.add_argument("--draws", action="store_true", help="score by draws: a search, a choice among many")
     options.add_argument("--threads", type=int, default=2)
     options.add_argument("--output", type=Path, default=HERE / "seconds_to_score.jsonl")
     chosen, fixed = options.parse_known_args()
@@ -55,14 +56,16 @@ def main() -> None:
         "prompts": chosen.prompts,
         "generations": chosen.generations,
         "threads": chosen.threads,
+        "draws": chosen.draws,
         "checkpointing": False,  # TRL's faster setting where memory allows it
     }
+    usual = {"draws": False}  # of rows from before there was a choice
     scripts = {"logpi": (sys.executable, "score_logpi.py"), "trl": (chosen.trl, "score_trl.py")}
 
     def found(side: str, rate: str, seed: str, **how: Any) -> dict[str, Any]:
         wanted = {**work, "side": side, "rate": float(rate), "seed": int(seed), **how}
         for row in known(chosen.output):
-            if all(row.get(key) == value for key, value in wanted.items()):
+            if all(row.get(key, usual.get(key)) == value for key, value in wanted.items()):
                 break
         else:
             asked = {**wanted, "model": model, "every": chosen.every, "limit": chosen.limit, "start": time.time()}

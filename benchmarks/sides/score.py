@@ -25,7 +25,7 @@ SET_ASIDE = 120  # problems that score trials of learning rates
 
 
 def wanted(asked: dict[str, Any]) -> tuple[Config, Task]:
-    """Return the recipe with what was asked, and its task, scored greedily; in a trial, by problems set aside."""
+    """Return the recipe with what was asked, and its task; in a trial, scored by problems set aside."""
     _, changes = split_overrides(asked["fixed"])
     numbers = {
         "seed": asked["seed"],
@@ -34,7 +34,7 @@ def wanted(asked: dict[str, Any]) -> tuple[Config, Task]:
         "learner": {"learning_rate": asked["rate"]},
     }
     config = api.resolve(asked["task"], api.merge(changes, numbers))
-    task = replace(task_of(config), draws=False)
+    task = replace(task_of(config), draws=asked["draws"])
     if "trial_steps" in asked:
         problems = random.Random(0).sample(task.train, len(task.train))
         task = replace(task, train=problems[SET_ASIDE:], heldout=problems[:SET_ASIDE])

@@ -36,8 +36,9 @@ def reward(prompts, completions, completion_ids, **columns):
 
 @torch.no_grad()
 def evaluate(model):
-    """Greedy completions of what is held out, scored by the task's first metric."""
+    """Completions of what is held out, scored by the task's first metric."""
     model.eval()
+    drawn = {"temperature": config.policy.temperature, "top_k": 0} if task.draws else {}
     prompts, texts, ids = [p.prompt for p in task.heldout], [], []
     for start in range(0, len(prompts), 64):
         some = prompts[start : start + 64]
@@ -47,7 +48,7 @@ def evaluate(model):
         else:
             asked_now = tokenizer.apply_chat_template(some, add_generation_prompt=True, return_dict=True, **how)
         with torch.autocast("cpu", torch.bfloat16):
-            out = model.generate(**asked_now, max_new_tokens=length, do_sample=False)
+            out = model.generate(**asked_now, max_new_tokens=length, do_sample=task.draws, **drawn)
         new = out[:, asked_now["input_ids"].shape[1] :]
         ids += new.tolist()
         texts += tokenizer.batch_decode(new, skip_special_tokens=True)
