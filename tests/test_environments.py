@@ -119,7 +119,7 @@ def test_an_episode_does_not_depend_on_how_many_run_beside_it():
 def test_recorded_log_probs_are_those_of_evaluate(num_episodes):
     policy, environment = MLP(4, 2, seed=7), GymEnvironment()
     batch = make_batch(trajectories := collect(policy, environment, num_episodes=num_episodes, seed=0))
-    out = policy.evaluate(batch.actions, batch.mask, batch.truncated, batch.inputs)
+    out = policy.evaluate(batch.actions, batch.mask, batch.truncated, batch.inputs, with_entropy=True)
     torch.testing.assert_close(out.log_probs.detach(), batch.behavior_log_probs, rtol=0, atol=1e-6)
     for i, trajectory in enumerate(trajectories):
         torch.testing.assert_close(out.entropies[i, : len(trajectory)], trajectory.entropies, rtol=0, atol=1e-6)

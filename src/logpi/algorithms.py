@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 from torch import Tensor
@@ -28,6 +29,12 @@ KL_PLACES = {
 }
 # What an advantage may ask for besides rewards and values, as keyword arguments without a default.
 DATA = ("actions", "log_probs", "log_ratios", "given", "turns")
+
+
+@cache
+def parameters_of(cell: Callable) -> Mapping[str, inspect.Parameter]:
+    """Return the parameters of a row's function by name."""
+    return inspect.signature(cell).parameters
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,7 @@ class Algorithm:
         return {
             name
             for cell in self.cells
-            for name, parameter in inspect.signature(cell).parameters.items()
+            for name, parameter in parameters_of(cell).items()
             if parameter.kind is parameter.KEYWORD_ONLY and name not in DATA
         }
 
@@ -90,7 +97,7 @@ class Algorithm:
     @property
     def reads_ratios(self) -> bool:
         """Whether the row corrects for samples of another policy."""
-        return bool(self.importance) or "log_ratios" in inspect.signature(self.advantage).parameters
+        return bool(self.importance) or "log_ratios" in parameters_of(self.advantage)
 
     @property
     def cells(self) -> tuple[Callable, ...]:
@@ -103,7 +110,7 @@ class Algorithm:
 
     def options_of(self, cell: Callable) -> dict[str, float]:
         """Return the options that `cell` takes."""
-        return {k: v for k, v in self.options.items() if k in inspect.signature(cell).parameters}
+        return {k: v for k, v in self.options.items() if k in parameters_of(cell)}
 
     def with_options(self, **options: float | None) -> Algorithm:
         """Return this row with other options; None leaves one as it is. Raises InputError for one it never reads."""
@@ -120,7 +127,7 @@ class Algorithm:
         defaults = {
             name: parameter.default
             for cell in self.cells
-            for name, parameter in inspect.signature(cell).parameters.items()
+            for name, parameter in parameters_of(cell).items()
             if parameter.kind is parameter.KEYWORD_ONLY and name not in DATA
         }
         return defaults | dict(self.options)
@@ -364,10 +371,10 @@ def register(row: Algorithm) -> None:
         raise InputError(f'algorithm "{row.name}" exists already; name yours otherwise')
     wanted = (("advantage", row.advantage, 5), ("surrogate", row.surrogate, 4), ("reduction", row.reduction, 1))
     for what, cell, count in wanted:
-        parameters = inspect.signature(cell).parameters.values()
+        parameters = parameters_of(cell).values()
         positional = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
         if len(positional) != count:
-            like = ", ".join(inspect.signature(getattr(ALGORITHMS["rloo"], what)).parameters)
+            like = ", ".join(parameters_of(getattr(ALGORITHMS["rloo"], what)))
             raise InputError(
                 f'algorithm "{row.name}": its {what} takes ({", ".join(positional)}), it must take ({like})'
             )

@@ -44,8 +44,8 @@ def micro_batches(batch: Batch, max_tokens: int) -> Iterator[Tensor]:
     """Yield row indices for one forward each: longest first, prompts counted once a group, at most `max_tokens` tokens
     (a single row may have more). A group that fits into one forward is not split: its prompt would run twice. A row is
     as long as its actions and what it was told in between."""
-    shared, groups = [num_shared(inputs) for inputs in batch.inputs], batch.group.tolist()
-    told = [int((inputs[start:] != OWN).sum()) for inputs, start in zip(batch.inputs, shared, strict=True)]
+    groups = batch.group.tolist()
+    shared, told = zip(*map(_others, batch.inputs), strict=True)
     lengths = [actions + others for actions, others in zip(batch.lengths.tolist(), told, strict=True)]
     longest_of_group: dict[int, int] = {}
     whole: dict[int, int] = {}  # tokens of a group and its prompt
@@ -69,3 +69,9 @@ def micro_batches(batch: Batch, max_tokens: int) -> Iterator[Tensor]:
         num_tokens += more
     if rows:
         yield torch.tensor(rows)
+
+
+def _others(inputs: Tensor) -> tuple[int, int]:
+    """Return how many tokens of a trajectory are its prompt's, and how many it was told since; observations aren't."""
+    start = num_shared(inputs)
+    return start, 0 if inputs.ndim > 1 else int((inputs[start:] != OWN).sum())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from logpi import losses
-from logpi.algorithms import Algorithm
+from logpi.algorithms import Algorithm, parameters_of
 from logpi.masking import masked_mean
 from logpi.trajectory import Batch, turns_of
 
@@ -38,7 +37,7 @@ def assign_credit(algorithm: Algorithm, batch: Batch, *, standardise: bool = Fal
     }
 
     def call(cell: Callable[..., Tensor]) -> Tensor:
-        asked = {name: value() for name, value in data.items() if name in inspect.signature(cell).parameters}
+        asked = {name: value() for name, value in data.items() if name in parameters_of(cell)}
         values = (batch.values, batch.final_values)
         return cell(rewards, batch.mask, batch.group, *values, **asked, **algorithm.options_of(cell))
 

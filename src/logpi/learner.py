@@ -155,7 +155,7 @@ class Learner:
         totals = {"loss": 0.0, "kl": 0.0, "value_loss": 0.0, "clipped": 0.0, "ratio_sum": 0.0, "ratio_max": 0.0}
         if not len(trained):
             return Gradient(0.0, len(batch), 0, 0.0, 0.0, 0.0)
-        chosen = batch.select(trained)
+        chosen = batch if len(trained) == len(batch) else batch.select(trained)
         for rows in micro_batches(chosen, self.micro_batch_tokens):
             part = chosen.select(rows)
             loss, found = self.loss(part)
@@ -197,18 +197,19 @@ class Learner:
             self.micro_batch_tokens //= 2
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        """Return (Σ token_weights·per-token loss, sums for the record) of one micro-batch."""
+        """Return (Σ token_weights·per-token loss, sums for the record) of one micro-batch; `clipped` by backward."""
         assert batch.advantages is not None and batch.token_weights is not None
         out = self._evaluate(self.policy, batch)
         old_log_probs = out.log_probs.detach() if batch.old_log_probs is None else batch.old_log_probs
         options = self.algorithm.options_of(self.algorithm.surrogate)
-        per_token = self.algorithm.surrogate(out.log_probs, old_log_probs, batch.advantages, batch.mask, **options)
+        seen = out.log_probs.view_as(out.log_probs)  # by the surrogate alone: KL and entropy have ways of their own
+        per_token = self.algorithm.surrogate(seen, old_log_probs, batch.advantages, batch.mask, **options)
         if batch.importance_weights is not None:
             per_token = per_token * batch.importance_weights
         if self.algorithm.entropy_coef:
             assert out.entropies is not None
             per_token = per_token - self.algorithm.entropy_coef * out.entropies
-        found: dict[str, float] = {}
+        found = {"clipped": 0.0}
         if self.algorithm.kl_in_loss:
             assert batch.reference_log_probs is not None
             kl = out.kl_exact
@@ -224,17 +225,9 @@ class Learner:
             log_ratio = torch.where(batch.mask & ~batch.given, out.log_probs - batch.policy_log_probs, 0.0)
             found["ratio_max"] = float(log_ratio.abs().max())
             found["ratio_sum"] = float(log_ratio.sum())
-        found["clipped"] = 0.0 if batch.old_log_probs is None else self._num_clipped(out.log_probs.detach(), batch)
+        if batch.old_log_probs is not None:
+            seen.register_hook(lambda slope: found.update(clipped=num_clipped(slope, batch)))
         return masked_sum(per_token * batch.token_weights, batch.mask), found
-
-    def _num_clipped(self, log_probs: Tensor, batch: Batch) -> float:
-        """Return the number of actions with an advantage whose gradient the surrogate clips or masks to 0."""
-        assert batch.advantages is not None
-        leaf, surrogate = log_probs.requires_grad_(), self.algorithm.surrogate
-        options = self.algorithm.options_of(surrogate)
-        loss = surrogate(leaf, batch.old_log_probs, batch.advantages, batch.mask, **options)
-        (slope,) = torch.autograd.grad(masked_sum(loss, batch.mask), leaf)
-        return float(((slope == 0) & (batch.advantages != 0) & batch.mask).sum())
 
     # --- update ------------------------------------------------------------------------------------------------
 
@@ -303,6 +296,16 @@ class Learner:
             if kept:
                 self.optimizer.state[parameter] = kept
         self.policy.weights_changed()
+
+
+def num_clipped(slope: Tensor, batch: Batch) -> float:
+    """Return the number of actions with an advantage whose gradient the surrogate clips or masks to 0, by the loss's
+    slope in their log-probs [batch, time]."""
+    assert batch.advantages is not None
+    counted = batch.mask & (batch.advantages != 0)
+    if batch.importance_weights is not None:
+        counted &= batch.importance_weights != 0
+    return float(((slope == 0) & counted).sum())
 
 
 def names(batch: Batch) -> str:

@@ -112,9 +112,11 @@ def turns_of(batch: Batch) -> Tensor:
     return turns if batch.inputs[0].ndim > 1 else turns.cumsum(1)
 
 
-def num_shared(inputs: Any) -> int:
-    """Return how many inputs stand before the first action: the prompt, which the trajectories of a group share."""
-    own = [] if inputs.ndim > 1 else (inputs == OWN).nonzero()[:, 0].tolist()  # observations are vectors
+def num_shared(inputs: Tensor) -> int:
+    """Return how many tokens stand before the first action: the prompt, which the trajectories of a group share."""
+    if inputs.ndim > 1:
+        return 0  # observations, one an action
+    own = (inputs == OWN).nonzero()[:, 0].tolist()
     return own[0] if own else len(inputs)
 
 

@@ -56,13 +56,13 @@ class MLP:
         observations = torch.cat([observed[:-1] for observed in inputs])
         log_probs = self.action_log_probs(observations)
         chosen = log_probs.gather(-1, actions[mask][:, None])[:, 0]
-        entropies = -(log_probs.exp() * log_probs).sum(-1)
+        entropies = -(log_probs.exp() * log_probs).sum(-1) if with_entropy else None
         values = self.module["value"](observations)[:, 0]
         with torch.no_grad():
             final = self.module["value"](torch.stack([observed[-1] for observed in inputs]))[:, 0]
         return PolicyOutput(
             log_probs=scatter(chosen, mask),
-            entropies=scatter(entropies, mask),
+            entropies=None if entropies is None else scatter(entropies, mask),
             values=scatter(values, mask),
             final_values=final * truncated,
             kl_exact=None if reference is None else scatter(kl_exact(log_probs, reference.states[mask]), mask),

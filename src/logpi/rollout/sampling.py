@@ -25,18 +25,22 @@ def draw(weights: Tensor, uniforms: np.ndarray) -> Tensor:
     uniform number only. An action of probability 0 is never drawn.
     """
     rows, num_actions = weights.shape
-    block = min(BLOCK, num_actions)
-    missing = -num_actions % block
-    blocks = (torch.nn.functional.pad(weights, (0, missing)) if missing else weights).view(rows, -1, block)
+    numbers = torch.from_numpy(np.asarray(uniforms)).to(torch.float64)[:, None]
+    if num_actions <= BLOCK:
+        return _inside(weights, numbers * weights.sum(-1, keepdim=True).to(torch.float64))
+    missing = -num_actions % BLOCK
+    blocks = (torch.nn.functional.pad(weights, (0, missing)) if missing else weights).view(rows, -1, BLOCK)
     block_ends = blocks.sum(-1).to(torch.float64).cumsum(-1)
-    target = torch.from_numpy(np.asarray(uniforms)).to(torch.float64)[:, None] * block_ends[:, -1:]
+    target = numbers * block_ends[:, -1:]
     # the first end above the target: its block has probability of its own, however small
     chosen = (block_ends > target).int().argmax(-1)
     row = torch.arange(rows)
     before = torch.nn.functional.pad(block_ends, (1, 0))[row, chosen]
-    inside = blocks[row, chosen]
-    ends = inside.to(torch.float64).cumsum(-1)
-    above = ends > (target[:, 0] - before)[:, None]
-    # rounding may leave the target at or past the block's last end: then the block's likeliest action
-    index = torch.where(above.any(-1), above.int().argmax(-1), inside.argmax(-1))
-    return chosen * block + index
+    return chosen * BLOCK + _inside(blocks[row, chosen], target - before[:, None])
+
+
+def _inside(weights: Tensor, target: Tensor) -> Tensor:
+    """Return the first action of a row [rows, actions] whose end lies above the target [rows, 1]."""
+    above = weights.to(torch.float64).cumsum(-1) > target
+    # rounding may leave the target at or past the last end: then the likeliest action
+    return torch.where(above.any(-1), above.int().argmax(-1), weights.argmax(-1))
