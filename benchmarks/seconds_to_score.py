@@ -52,6 +52,7 @@ def main() -> None:
     model = str(find(chosen.model, weights=True).location)
     work = {
         "task": chosen.task,
+        "model": chosen.model,
         "fixed": fixed,
         "prompts": chosen.prompts,
         "generations": chosen.generations,
@@ -59,7 +60,7 @@ def main() -> None:
         "draws": chosen.draws,
         "checkpointing": False,  # TRL's faster setting where memory allows it
     }
-    usual = {"draws": False}  # of rows from before there was a choice
+    usual = {"model": "smollm2-q4", "draws": False}  # of rows from before there was a choice
     scripts = {"logpi": (sys.executable, "score_logpi.py"), "trl": (chosen.trl, "score_trl.py")}
 
     def found(side: str, rate: str, seed: str, **how: Any) -> dict[str, Any]:
