@@ -211,7 +211,7 @@ def test_the_entropy_of_an_mlp_has_a_gradient():
     def entropies(value):
         with torch.no_grad():
             weight.copy_(value)
-        return tiny.evaluate(*arguments).entropies
+        return tiny.evaluate(*arguments, with_entropy=True).entropies
 
     start, direction = weight.detach().clone(), torch.ones(5, 3, dtype=torch.float64)
     (slope,) = torch.autograd.grad(entropies(start).sum(), weight)
