@@ -11,6 +11,7 @@ import torch
 
 import logpi
 from logpi import api, build
+from logpi.batching import micro_batches
 from logpi.environments import GymEnvironment
 from logpi.errors import InputError, NonFiniteError
 from logpi.policies.mlp import MLP
@@ -208,3 +209,9 @@ def test_nan_is_an_error():
         policy.module["policy"][0].weight[0, 0] = float("nan")
     with pytest.raises(NonFiniteError):
         collect(policy, GymEnvironment(), num_episodes=2, seed=0)
+
+
+def test_a_micro_batch_counts_an_episodes_actions_and_not_its_observations_too():
+    batch = make_batch(collect(MLP(4, 2, seed=7), GymEnvironment(), num_episodes=2, seed=0))
+    num_actions = int(batch.mask.sum())
+    assert [len(list(micro_batches(batch, most))) for most in (num_actions, num_actions - 1)] == [1, 2]
