@@ -65,7 +65,7 @@ def test_it_gives_the_modules_bits(kind, dtype):
         assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     ("kind", "lora"),
     [(kind, None) for kind in ("llama", "qwen3", "qwen2", "qwen2_tied", "mistral")]

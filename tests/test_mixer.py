@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from models import write
+from models import NATIVE_BF16, write
 from test_dynamic_sampling import Silent, rows, varied
 
 from logpi import api
@@ -48,7 +48,7 @@ def test_fewer_tokens_are_given_by_step_and_never_the_last(tiny):
         assert len(first(problem.uid, 10)) == 0
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32"] + ["bfloat16"] * NATIVE_BF16)
 def test_a_run_begins_completions_with_solutions(tiny, tmp_path, dtype, monkeypatch):
     """Given tokens come first, count 1 each, and the drawn ones behind them have the learner's bits."""
     from logpi.trainer import Trainer

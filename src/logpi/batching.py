@@ -45,7 +45,9 @@ def micro_batches(batch: Batch, max_tokens: int) -> Iterator[Tensor]:
     (a single row may have more). A group that fits into one forward is not split: its prompt would run twice. A row is
     as long as its actions and what it was told in between."""
     groups = batch.group.tolist()
-    shared, told = zip(*map(_others, batch.inputs), strict=True)
+    distinct = {id(inputs): inputs for inputs in batch.inputs}  # a group has one prompt
+    others = {name: _others(inputs) for name, inputs in distinct.items()}
+    shared, told = zip(*(others[id(inputs)] for inputs in batch.inputs), strict=True)
     lengths = [actions + others for actions, others in zip(batch.lengths.tolist(), told, strict=True)]
     longest_of_group: dict[int, int] = {}
     whole: dict[int, int] = {}  # tokens of a group and its prompt

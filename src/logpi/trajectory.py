@@ -106,6 +106,8 @@ def turns_of(batch: Batch) -> Tensor:
             row[:] = torch.arange(len(row))
             continue
         own = (inputs == OWN).nonzero()[:, 0]
+        if not len(own):
+            continue  # nobody else said anything
         left = torch.arange(len(inputs), len(inputs) + len(row) - len(own))
         starts = 1 + (torch.cat([own, left]).diff() > 1).nonzero()[:, 0]  # what others said stands before these
         row[starts] = 1
