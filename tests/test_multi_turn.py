@@ -266,9 +266,9 @@ def test_a_turn_goes_on_from_what_was_run_before_it(kind, dtype, monkeypatch):
     policy = talker(kind, dtype)
     run, prompts = policy.prompt_pass, []
 
-    def watched(network, asked):
+    def watched(asked):
         prompts.extend(asked)
-        return run(network, asked)
+        return run(asked)
 
     monkeypatch.setattr(policy, "prompt_pass", watched)
     found = []

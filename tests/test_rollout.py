@@ -106,7 +106,7 @@ def test_a_token_without_a_number_is_a_failure_and_no_end(monkeypatch):
         return found
 
     monkeypatch.setattr(tiny, "next_token_logits", broken)
-    right, wrong = generate(tiny, prompts([3, 5]), 1, Sampling(4))
+    right, wrong = generate(tiny, prompts([5, 3]), 1, Sampling(4))  # the longer one runs first
     assert (right.terminated, right.truncated, right.failure) == (True, False, None) and len(right) == 1
     assert (wrong.terminated, wrong.truncated) == (False, True) and wrong.failure == "logits not finite at position 0"
 
@@ -160,7 +160,7 @@ def test_no_more_completions_run_side_by_side_than_allowed(monkeypatch, num_gene
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3"])  # a key head of two heads; heads of their own; wide heads
 def test_the_cache_holds_the_bytes_that_a_network_lets_it(kind, dtype, monkeypatch):
     tiny = policy(kind, dtype)
-    _, kept = tiny.prompt_pass(tiny.sampler, [p.tokens for p in prompts(LENGTHS)])
+    _, kept = tiny.prompt_pass([p.tokens for p in prompts(LENGTHS)])
     held = sum(store.nbytes for layers in (kept.keys, kept.values) for store in layers.values())
     positions = len(LENGTHS) * kept.keys[0].shape[2]
     assert bytes_of_position(tiny.network.config, tiny.dtype) * positions == held

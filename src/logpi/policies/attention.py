@@ -136,3 +136,36 @@ class KeyValues:
         self.keys[layer_idx] = pad_rows(key.to(dtype), KEY_MULTIPLE, dim=2)
         self.values[layer_idx] = pad_rows(value.to(dtype), KEY_MULTIPLE, dim=2)
         return self.keys[layer_idx], self.values[layer_idx]
+
+    @classmethod
+    def joined(cls, parts: list[KeyValues]) -> KeyValues:
+        """Return the sequences of all parts, which are used up, one behind the other."""
+        if len(parts) == 1:
+            return parts[0]
+        whole = cls()
+        for layer in list(parts[0].keys):
+            whole.keys[layer] = torch.cat([part.keys.pop(layer) for part in parts])
+            whole.values[layer] = torch.cat([part.values.pop(layer) for part in parts])
+        return whole
+
+
+class PackedKeyValues(KeyValues):
+    """Those of packed prompts, [places, heads, width] of each layer."""
+
+    def update(self, key: Tensor, value: Tensor, layer_idx: int, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        """Keep keys and values [1, heads, places, width], and return them."""
+        dtype = product_dtype(key.dtype)
+        self.keys[layer_idx] = key[0].transpose(0, 1).to(dtype)
+        self.values[layer_idx] = value[0].transpose(0, 1).to(dtype)
+        return key, value
+
+    def lay_out(self, lengths: Tensor, num_keys: int) -> KeyValues:
+        """Return them prompt by prompt, [prompts, heads, num_keys, width]; what a prompt of these lengths has not is
+        taken from the last place of all, no token's."""
+        starts = lengths.cumsum(0) - lengths
+        key = torch.arange(num_keys)
+        places = torch.where(key < lengths[:, None], starts[:, None] + key, -1)
+        cache = KeyValues()
+        for store, packed in ((cache.keys, self.keys), (cache.values, self.values)):
+            store.update({layer: kept[places].transpose(1, 2) for layer, kept in packed.items()})
+        return cache

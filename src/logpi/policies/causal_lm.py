@@ -7,6 +7,7 @@ once; its keys and values serve all its completions, in sampling and, under auto
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -22,13 +23,14 @@ from logpi.policies.adapters import (
     run_merged,
     without_lora,
 )
-from logpi.policies.attention import KEY_MULTIPLE, KeyValues, round_up
+from logpi.policies.attention import KEY_MULTIPLE, KeyValues, PackedKeyValues, round_up
 from logpi.policies.base import PolicyOutput, Reference, scatter
 from logpi.policies.fused import FusedTrunk, Product
 from logpi.policies.packing import Packing
-from logpi.policies.token_log_probs import PLAIN, ROW_MULTIPLE, Head, Transform, pad_rows, token_log_probs
+from logpi.policies.token_log_probs import PLAIN, Head, Transform, pad_rows, token_log_probs
 from logpi.policies.turns import unrolled
-from logpi.trajectory import pad
+
+PROMPT_TOKENS = 2048  # of prompts that run at once: what is between layers stays small
 
 
 class CausalLM:
@@ -88,31 +90,35 @@ class CausalLM:
                 use_cache=True,
             ).last_hidden_state
 
-    def packed_states(self, tokens: Tensor, packing: Packing) -> Tensor:
-        """Run the learner's trunk on tokens [places] -> [places, width]."""
+    def packed_states(self, tokens: Tensor, packing: Packing, cache: PackedKeyValues | None = None) -> Tensor:
+        """Run the learner's trunk on tokens [places] -> [places, width]; with a cache, the sampler's."""
         if self.fused is not None:
-            return self.fused.learn(tokens, packing)
+            return self.fused.packed(tokens, packing, cache)
+        network = self.network if cache is None else self.sampler
         with products_in(self.dtype):
-            return self.network.base_model(
+            return network.base_model(
                 input_ids=tokens[None],
                 position_ids=packing.positions[None],
                 attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool),
-                use_cache=False,
+                past_key_values=cache,
+                use_cache=cache is not None,
                 packing=packing,
             ).last_hidden_state[0]
 
-    def prompt_pass(self, network: Any, prompts: list[Tensor]) -> tuple[Tensor, KeyValues]:
-        """Run prompts once, padded on the right: the state after each one's last token [prompts, width], the cache."""
-        lengths = torch.tensor([len(p) for p in prompts])
-        time = round_up(int(lengths.max()), ROW_MULTIPLE)
-        position = torch.arange(time)
-        attend = position[:, None] >= torch.arange(round_up(time, KEY_MULTIPLE))
-        cache = KeyValues()
-        position = position.clamp(max=self.context_length - 1)  # padding only, as in `evaluate`
-        hidden = self.hidden_states(
-            network, pad(prompts, time), position.expand(len(prompts), -1), attend[None, None], cache
-        )
-        return hidden[torch.arange(len(prompts)), lengths - 1], cache
+    def prompt_pass(self, prompts: list[Tensor]) -> tuple[Tensor, KeyValues]:
+        """Run prompts once, PROMPT_TOKENS or one prompt at a time: the state after each one's last token [prompts,
+        width], the cache."""
+        num_keys = round_up(max(map(len, prompts)), KEY_MULTIPLE)
+        states, caches = [], []
+        for few in _pieces(prompts, PROMPT_TOKENS):
+            lengths = torch.tensor([len(prompt) for prompt in few])
+            packing = Packing.of(lengths.tolist(), [], [], [])
+            tokens = torch.zeros_like(packing.positions)
+            tokens[: int(lengths.sum())] = torch.cat(few)
+            packed = PackedKeyValues()
+            states.append(self.packed_states(tokens, packing, packed)[lengths.cumsum(0) - 1])
+            caches.append(packed.lay_out(lengths, num_keys))
+        return torch.cat(states), KeyValues.joined(caches)
 
     def next_token_logits(self, hidden: Tensor) -> Tensor:
         """Return the logits of the next token for sampling, hidden [rows, width] -> [rows, vocabulary]."""
@@ -226,6 +232,17 @@ class CausalLM:
         self.sampler_head.refresh()
         if self.fused is not None:
             self.fused.refresh()
+
+
+def _pieces(prompts: list[Tensor], max_tokens: int) -> Iterator[list[Tensor]]:
+    """Yield neighbours of at most so many tokens together, one prompt at least."""
+    few: list[Tensor] = []
+    for prompt in prompts:
+        if few and sum(map(len, few)) + len(prompt) > max_tokens:
+            yield few
+            few = []
+        few.append(prompt)
+    yield few
 
 
 def _distinct(inputs: tuple[Tensor, ...]) -> tuple[list[Tensor], list[int]]:

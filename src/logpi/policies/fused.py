@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from logpi.policies.adapters import add_gradients, base_of, merged_weight
-from logpi.policies.attention import KEY_MULTIPLE, KeyValues, attention_of
+from logpi.policies.attention import KEY_MULTIPLE, KeyValues, PackedKeyValues, attention_of
 from logpi.policies.gradients import gradient_of
 from logpi.policies.packing import Packing
 
@@ -253,7 +253,7 @@ def _gated_product(product: Product, gate_up: Tensor) -> Tensor:
 
 
 class FusedTrunk:
-    """A Llama-shaped trunk: `sample` as `CausalLM.hidden_states` calls the module, `learn` as `packed_states` does."""
+    """A Llama-shaped trunk: `sample` as `CausalLM.hidden_states` calls the module, `packed` as `packed_states` does."""
 
     def __init__(self, trunk: Any, source: Any):
         self.trunk, self.embedding = trunk, source.embed_tokens
@@ -279,7 +279,7 @@ class FusedTrunk:
             expected = policy.hidden_states(policy.sampler, *asked, KeyValues())
             same = torch.equal(fused.sample(*asked, KeyValues()), expected)
         expected = policy.packed_states(*learned)
-        if not same or not torch.equal(fused.learn(*learned), expected):
+        if not same or not torch.equal(fused.packed(*learned), expected):
             return None
         for product in fused.products():
             product.release()
@@ -307,11 +307,13 @@ class FusedTrunk:
         hidden = self.trunk.embed_tokens(tokens)
         return self._run(hidden, self._rotation(hidden, positions), attention)
 
-    def learn(self, tokens: Tensor, packing: Packing) -> Tensor:
-        """Run packed tokens [places] -> [places, width], with gradients."""
+    def packed(self, tokens: Tensor, packing: Packing, cache: PackedKeyValues | None = None) -> Tensor:
+        """Run packed tokens [places] -> [places, width], with gradients; `cache` gets their keys and values."""
 
         def attention(query: Tensor, key: Tensor, value: Tensor, layer: int) -> Tensor:
             key, value = key.contiguous(), value.contiguous()  # views would keep all that they are parts of
+            if cache is not None:
+                cache.keys[layer], cache.values[layer] = key, value
             return packing.attention(query, key, value, self.layers[layer].attention.scaling).flatten(1)
 
         hidden = _Embedded.apply(self.embedding.weight, tokens, self.embedding.padding_idx)

@@ -7,7 +7,7 @@ a row's bits don't depend on the others, so how completions are batched changes 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -68,12 +68,13 @@ def generate(
     `kept` is for several turns: prompts go on from what it holds of them, and leave there what was run for the next
     turn. It saves time and changes no result.
     """
-    trajectories: list[Trajectory] = []
-    if not prompts:
-        return trajectories
-    capacity = round_up(max(len(p.tokens) for p in prompts) + sampling.max_new_tokens, KEY_MULTIPLE)
+    trajectories: list[list[Trajectory]] = [[] for _ in prompts]
     max_keys = _max_keys(policy) if sampling.max_keys is None else sampling.max_keys
-    num_rows = min(sampling.max_rows, max(ROW_MULTIPLE, max_keys // capacity))
+
+    def num_rows(prompt: TokenPrompt) -> int:
+        capacity = round_up(len(prompt.tokens) + sampling.max_new_tokens, KEY_MULTIPLE)
+        return min(sampling.max_rows, max(ROW_MULTIPLE, max_keys // capacity))
+
     run = _run_whole if isinstance(policy, OwnForward) else partial(_run, kept=kept)
     if kept is not None:
         kept.only(key for prompt in prompts for key in _keys(prompt, num_generations))
@@ -82,7 +83,7 @@ def generate(
         rows = (row for completions in found for row in completions.rows())
         for i, row in enumerate(rows):
             group, prompt = part[i // num_samples]
-            trajectories.append(
+            trajectories[group].append(
                 Trajectory(
                     prompt_uid=prompt.uid,
                     sample=prompt.first_sample + i % num_samples,
@@ -92,7 +93,7 @@ def generate(
                     **row,
                 )
             )
-    return trajectories
+    return [trajectory for completions in trajectories for trajectory in completions]
 
 
 def _max_keys(policy: CausalLM) -> int:
@@ -102,20 +103,23 @@ def _max_keys(policy: CausalLM) -> int:
 
 
 def _parts(
-    prompts: Sequence[TokenPrompt], num_generations: int, num_rows: int
+    prompts: Sequence[TokenPrompt], num_generations: int, num_rows: Callable[[TokenPrompt], int]
 ) -> Iterator[tuple[list[tuple[int, TokenPrompt]], int]]:
-    """Yield what runs side by side: prompts, each with its group, and how many completions of each; a group of more
-    than `num_rows` comes in several parts."""
-    groups = list(enumerate(prompts))
-    if num_generations <= num_rows:
-        at_once = num_rows // num_generations
-        for start in range(0, len(groups), at_once):
-            yield groups[start : start + at_once], num_generations
-        return
-    for group, prompt in groups:
-        for first in range(0, num_generations, num_rows):
-            part = replace(prompt, first_sample=prompt.first_sample + first)
-            yield [(group, part)], min(num_rows, num_generations - first)
+    """Yield what runs side by side: prompts, each with its group, and how many completions of each. The longest come
+    first, with others that are nearly as long: little of the cache is padding. `num_rows`: how many completions of such
+    a prompt fit; a group of more comes in several parts."""
+    groups = sorted(enumerate(prompts), key=lambda both: -len(both[1].tokens))
+    while groups:
+        rows = num_rows(groups[0][1])
+        at_once = max(1, rows // num_generations)
+        if num_generations <= rows:
+            yield groups[:at_once], num_generations
+        else:
+            group, prompt = groups[0]
+            for first in range(0, num_generations, rows):
+                part = replace(prompt, first_sample=prompt.first_sample + first)
+                yield [(group, part)], min(rows, num_generations - first)
+        groups = groups[at_once:]
 
 
 class _Completions:
@@ -181,7 +185,7 @@ def _run(
     prompt_tokens = [prompts[i].tokens for i in prompt_of_row.tolist()]
     prefixes = None if kept is None else kept.take(keys, prompt_tokens)
     if prefixes is None:
-        last_hidden, prompt_cache = policy.prompt_pass(policy.sampler, [p.tokens for p in prompts])
+        last_hidden, prompt_cache = policy.prompt_pass([p.tokens for p in prompts])
         last_hidden = last_hidden[prompt_of_row]
         cache = SlotCache(prompt_cache, prompt_of_row, round_up(len(prompt_of_row), ROW_MULTIPLE))
     else:
