@@ -11,6 +11,7 @@ from models import ENDS, NATIVE_BF16, gradient, policy, prompts, relative_error,
 from torch.nn.utils.rnn import pad_sequence
 
 from logpi.errors import InputError
+from logpi.policies import causal_lm, packing
 from logpi.policies.chat import prompt_tokens
 from logpi.policies.loading import load_causal_lm
 from logpi.rollout.engine import Sampling, TokenPrompt, generate
@@ -22,17 +23,26 @@ LORA = {"r": 4, "lora_alpha": 6.0, "target_modules": "all-linear"}
 QUESTIONS = ["What is 3+4?", "Name a colour.", "Say only the word yes, and nothing else at all."]
 
 
-def reference(policy, trajectories, algorithm="rloo"):
-    """Return loss and gradient of RLOO or REINFORCE, from whole padded sequences through the eager forward."""
+def plain_log_probs(policy, trajectories):
+    """Return log π of each completion's tokens, from whole padded sequences through the eager forward."""
     network = policy.network
     network.set_attn_implementation("eager")
-    merged = {layer: vars(layer).pop("forward") for layer in network.modules() if "forward" in vars(layer)}  # to peft's
     sequences = [torch.cat([t.inputs, t.actions]) for t in trajectories]
     tokens = pad_sequence(sequences, batch_first=True, padding_value=2)
     attend = pad_sequence([torch.ones_like(s) for s in sequences], batch_first=True)
     logits = network(input_ids=tokens, attention_mask=attend).logits / policy.transform.temperature
     logits = logits if logits.dtype == torch.float64 else logits.float()
     log_probs = torch.log_softmax(logits[:, :-1], -1).gather(-1, tokens[:, 1:, None])[..., 0]
+    network.set_attn_implementation("logpi")
+    starts = [len(t.inputs) - 1 for t in trajectories]
+    return [row[start : start + len(t)] for row, start, t in zip(log_probs, starts, trajectories, strict=True)]
+
+
+def reference(policy, trajectories, algorithm="rloo"):
+    """Return loss and gradient of RLOO or REINFORCE, by autograd of the eager forward."""
+    network = policy.network
+    merged = {layer: vars(layer).pop("forward") for layer in network.modules() if "forward" in vars(layer)}  # to peft's
+    log_probs = plain_log_probs(policy, trajectories)
     groups = defaultdict(list)
     for t in trajectories:
         groups[t.group].append(float(t.rewards.sum()))
@@ -40,13 +50,12 @@ def reference(policy, trajectories, algorithm="rloo"):
     for row, t in zip(log_probs, trajectories, strict=True):
         others, mine = groups[t.group], float(t.rewards.sum())
         advantage = mine - (sum(others) - mine) / (len(others) - 1) if algorithm == "rloo" else mine
-        score = row[len(t.inputs) - 1 : len(t.inputs) + len(t.actions) - 1].sum()
+        score = row.sum()
         if algorithm == "rloo":  # its surrogate is the ratio, whose value is 1 and whose gradient is the score
             score = len(t) + score - score.detach()
         loss = loss - advantage * score / len(trajectories)
     parameters = policy.trainable_parameters()
     slopes = torch.autograd.grad(loss, list(parameters.values()))
-    network.set_attn_implementation("logpi")
     for layer, forward in merged.items():
         layer.forward = forward
     return float(loss.detach()), dict(zip(parameters, slopes, strict=True))
@@ -70,6 +79,23 @@ def agree(policy, trajectories, tolerance, algorithm="rloo"):
 def test_the_gradient_is_that_of_a_plain_full_batch(kind, dtype, tolerance, algorithm, temperature):
     tiny = policy(kind, dtype, temperature=temperature)
     agree(tiny, sample(tiny, [3, 17, 70, 40], max_new_tokens=30), tolerance, algorithm)
+
+
+@pytest.mark.parametrize(("kind", "tolerance"), [("gpt2", 1e-10), ("llama", 1e-5)])
+def test_long_prompts_run_in_pieces_and_few_at_a_time(kind, tolerance, monkeypatch):
+    """Against transformers' own forward: sampler and learner share the packing, so they would be wrong together."""
+    monkeypatch.setattr(packing, "BLOCK_SCORES", 700)
+    monkeypatch.setattr(causal_lm, "PROMPT_TOKENS", 60)
+    tiny, passes = policy(kind, torch.float64), []
+    run = tiny.packed_states
+    monkeypatch.setattr(tiny, "packed_states", lambda *asked: passes.append(len(asked[0])) or run(*asked))
+    trajectories = sample(tiny, [3, 17, 30, 70, 40], max_new_tokens=30)
+    assert passes == [72, 48, 56]  # 70, 40 and 3, 30 and 17 tokens: the longest first, one more place, eights
+    with torch.no_grad():
+        expected = plain_log_probs(tiny, trajectories)
+    for row, t in zip(expected, trajectories, strict=True):
+        assert (row - t.behavior_log_probs).abs().max() < tolerance
+    agree(tiny, trajectories, tolerance)
 
 
 @pytest.mark.parametrize("kind", KINDS)

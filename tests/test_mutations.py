@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import json
 import re
 import shutil
@@ -33,13 +34,17 @@ OPTIONS = [
 ]
 
 
-def copied(folder: Path, file: str | None = None, edits: list[list[str]] | None = None) -> Path:
-    """Copy logpi below `folder`, with edits; each old text must be there exactly once."""
-    shutil.copytree(SOURCE, folder / "logpi", ignore=shutil.ignore_patterns("__pycache__"))
+def copied(source: Path, folder: Path, file: str | None = None, edits: list[list[str]] | None = None) -> Path:
+    """Copy logpi below `folder`, with edits; each old text must be there exactly once. What is not edited stays
+    compiled."""
+    shutil.copytree(source, folder / "logpi")
     for old, new in edits or []:
-        text = (folder / "logpi" / file).read_text(encoding="utf-8")
+        path = folder / "logpi" / file
+        text = path.read_text(encoding="utf-8")
         assert text.count(old) == 1, f"{file}: {text.count(old)} times, not once: {old!r}"
-        (folder / "logpi" / file).write_text(text.replace(old, new), encoding="utf-8")
+        path.write_text(text.replace(old, new), encoding="utf-8")
+        for compiled in path.parent.glob(f"__pycache__/{path.stem}.*"):
+            compiled.unlink()
     return folder
 
 
@@ -47,6 +52,8 @@ def copied(folder: Path, file: str | None = None, edits: list[list[str]] | None 
 def outcomes(tmp_path_factory):
     """Run the chosen tests on the unchanged copy and on every mutated one: name -> (exit status, output)."""
     root = tmp_path_factory.mktemp("mutations")
+    unchanged = shutil.copytree(SOURCE, root / "logpi", ignore=shutil.ignore_patterns("__pycache__"))
+    assert compileall.compile_dir(unchanged, quiet=1)
     chosen = defaultdict(set)
     possible = [m for m in MUTATIONS if NATIVE_BF16 or not m.get("native_bf16")]
     for mutation in possible:
@@ -56,7 +63,7 @@ def outcomes(tmp_path_factory):
     def add(name, tests, **change):
         folder = root / str(len(jobs) + len(broken))
         try:
-            source = copied(folder, **change)
+            source = copied(unchanged, folder, **change)
         except AssertionError as error:
             broken[name] = (None, str(error))
             return

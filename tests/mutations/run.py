@@ -59,6 +59,12 @@ def reap(running: dict[int, int], statuses: dict[int, int]) -> None:
 
 
 if __name__ == "__main__":
+    import beartype  # noqa: F401
+    import cyclopts  # noqa: F401
+    import gymnasium  # noqa: F401
+    import jaxtyping  # noqa: F401
+    import peft  # noqa: F401
+    import pydantic  # noqa: F401
     import pytest  # noqa: F401
     import torch
     from transformers import GPT2LMHeadModel, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: F401

@@ -96,14 +96,18 @@ class Packing:
             if i >= len(prompts):
                 before = [span.prompt_start + span.prompt_length - 1, *inside]
                 states += [before[place] for place in actions[i - len(prompts)].tolist()]
-        parts = spans[: len(prompts)], [span for span in spans[len(prompts) :] if span.length]
+        padding = Span(place, len(positions) - place)  # no place goes without a query of its own: its gradient is 0
+        parts = (
+            [padding, *(piece for span in spans[: len(prompts)] for piece in _pieces(span))],
+            [span for span in spans[len(prompts) :] if span.length],
+        )
         blocks = [Block.of(few, len(positions) - 1) for part in parts for few in _alike(part)]
         return cls(positions, torch.tensor(states), blocks)
 
     @classmethod
     def of_sentences(cls, lengths: Sequence[int]) -> Packing:
         """Pack sentences of these lengths; every token may ask all of its sentence, and has a state of its own. The
-        padding behind them is one more, so that no place goes without a query of its own: its gradient is 0."""
+        padding behind them is one more."""
         starts = [0, *accumulate(lengths)]
         positions = torch.zeros(round_up(starts[-1] + 1, ROW_MULTIPLE), dtype=torch.long)
         positions[: starts[-1]] = torch.cat([torch.arange(length) for length in lengths])
@@ -133,6 +137,13 @@ class Packing:
         heads, width] -> [places, heads, width], in the dtype of products here."""
         dtype = product_dtype(query.dtype)
         return _Attention.apply(query.to(dtype) * scaling, key.to(dtype), value.to(dtype), self)
+
+
+def _pieces(prompt: Span) -> Iterator[Span]:
+    """Yield a prompt in pieces that go on from those before: few scores at once, and none of tokens to come."""
+    size = max(ROW_MULTIPLE, BLOCK_SCORES // prompt.length // ROW_MULTIPLE * ROW_MULTIPLE)
+    for first in range(0, prompt.length, size):
+        yield Span(prompt.start + first, min(size, prompt.length - first), prompt.start, first)
 
 
 def _alike(spans: list[Span]) -> Iterator[list[Span]]:
