@@ -6,6 +6,7 @@ or {"fail_at": k}, or {"after": seconds}; then the same command runs to its end.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -112,4 +113,5 @@ if __name__ == "__main__":
     from transformers import GPT2LMHeadModel, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: F401
 
     torch.set_num_threads(1)
+    gc.freeze()  # a job's collections pass over what all share
     print(json.dumps(main(json.loads(Path(sys.argv[1]).read_text()))))

@@ -90,7 +90,7 @@ def killed(whole, every: bool) -> list[dict]:
     """Return the jobs: SIGKILL at a call, in the middle of a write, and with a power cut."""
     jobs = []
     for kind in KINDS:
-        many, few = (None, None) if every else (4, 1) if kind in FEWER else (9, 3)
+        many, few = (None, None) if every else (3, 1) if kind in FEWER else (6, 2)
         jobs += [{"kind": kind, "kill_at": k} for k in points(whole, kind, sample=many)]
         jobs += [{"kind": kind, "kill_at": k, "torn": True} for k in points(whole, kind, WRITES, few)]
         jobs += [{"kind": kind, "kill_at": k, "power_cut": True} for k in points(whole, kind, sample=few)]
