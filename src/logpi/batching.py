@@ -46,8 +46,8 @@ def micro_batches(batch: Batch, max_tokens: int) -> Iterator[Tensor]:
     as long as its actions and what it was told in between."""
     groups = batch.group.tolist()
     distinct = {id(inputs): inputs for inputs in batch.inputs}  # a group has one prompt
-    others = {name: _others(inputs) for name, inputs in distinct.items()}
-    shared, told = zip(*(others[id(inputs)] for inputs in batch.inputs), strict=True)
+    counted = {name: _others(inputs) for name, inputs in distinct.items()}
+    shared, told = zip(*(counted[id(inputs)] for inputs in batch.inputs), strict=True)
     lengths = [actions + others for actions, others in zip(batch.lengths.tolist(), told, strict=True)]
     longest_of_group: dict[int, int] = {}
     whole: dict[int, int] = {}  # tokens of a group and its prompt
