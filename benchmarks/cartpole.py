@@ -1,4 +1,7 @@
-"""CartPole-v1 until it holds: `python benchmarks/cartpole.py --sb3 PYTHON`, against Stable-Baselines3's PPO and A2C.
+"""CartPole-v1 until it holds, against Stable-Baselines3's PPO and A2C and CleanRL's PPO.
+
+`python benchmarks/cartpole.py --sb3 PYTHON [--cleanrl PYTHON cleanrl/ppo.py]`; the second interpreter needs torch,
+gymnasium, tyro and tensorboard, the file is from a checkout of CleanRL.
 
 Each side runs in a process of its own, in turns, on one thread. The clock runs from the process's start and stands
 still in evaluations. A side is done when the sampled and the deterministic policy both have a mean return of 475 over
@@ -24,14 +27,18 @@ from side_by_side import HERE, machine
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--sb3", required=True, help="an interpreter with stable-baselines3 (make judges makes one)")
+    options.add_argument("--cleanrl", nargs=2, metavar=("PYTHON", "FILE"), help="CleanRL's ppo.py, and what runs it")
     options.add_argument("--seeds", default="0,1,2,3,4")
     options.add_argument("--output", type=Path, default=HERE / "cartpole.json")
     chosen = options.parse_args()
-    found: dict[str, list[dict[str, Any]]] = {"logpi": [], "sb3 ppo": [], "sb3 a2c": []}
+    peers = {f"sb3 {name}": [chosen.sb3, "cartpole_sb3.py", name] for name in ("ppo", "a2c")}
+    if chosen.cleanrl:
+        peers["cleanrl"] = [chosen.cleanrl[0], "cartpole_cleanrl.py", str(Path(chosen.cleanrl[1]).absolute())]
+    found: dict[str, list[dict[str, Any]]] = {"logpi": [], **{name: [] for name in peers}}
     for seed in chosen.seeds.split(","):
         found["logpi"].append(logpi(seed))
-        for name in ("ppo", "a2c"):
-            found[f"sb3 {name}"].append(sb3(chosen.sb3, name, seed))
+        for name, (python, script, which) in peers.items():
+            found[name].append(peer(python, script, which, seed))
         for side, rows in found.items():
             told = "did not hold" if rows[-1]["seconds"] is None else f"{rows[-1]['seconds']:.1f} s"
             print(f"seed {seed} {side:<8} {told}, {rows[-1]['steps']:,} environment steps", flush=True)
@@ -60,9 +67,9 @@ def logpi(seed: str) -> dict[str, Any]:
     return {"seconds": seconds, "steps": summary["actions"], "evaluating": evaluating}
 
 
-def sb3(python: str, name: str, seed: str) -> dict[str, Any]:
-    """Train one of Stable-Baselines3's algorithms; return what its side says."""
-    command = [python, str(HERE / "sides" / "cartpole_sb3.py"), name, seed, str(time.time())]
+def peer(python: str, script: str, which: str, seed: str) -> dict[str, Any]:
+    """Train a peer, the algorithm or file `which`; return what its side says."""
+    command = [python, str(HERE / "sides" / script), which, seed, str(time.time())]
     found = subprocess.run(command, env=ONE_THREAD, check=True, capture_output=True, text=True)
     return json.loads(found.stdout.splitlines()[-1])
 

@@ -13,6 +13,7 @@ from typing import Any
 from logpi.build import (
     algorithm_of,
     build,
+    dropout_of,
     environment_of,
     load_modules,
     require_use,
@@ -170,6 +171,7 @@ def _run(config: Config, task: Any, record: Any, interrupts: Any, observer: Any)
         max_grad_norm=options.max_grad_norm,
         micro_batch_tokens=options.micro_batch_tokens,
         value_coef=config.algorithm.value_coef,
+        dropout=dropout_of(config, policy),
     )
     info = session.begin(config, experience, policy, algorithm, record, threads)
     session.check_space(record, policy, config.checkpoint.keep)

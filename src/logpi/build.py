@@ -255,6 +255,21 @@ def _demonstrations(config: Config, policy: Any, task: Any, scoring: Any) -> Any
     )
 
 
+def dropout_of(config: Config, policy: Any) -> Any:
+    """Return what is left out of the gradients of demonstrations; None where nothing is. Raises InputError for a policy
+    that can't."""
+    from logpi.policies.dropout import Dropout
+
+    if config.sft is None or not config.sft.dropout:
+        return None
+    if getattr(policy, "fused", None) is None:
+        raise InputError(
+            f"sft.dropout={config.sft.dropout}: only Llama-shaped language models (Llama, Mistral, Qwen2, Qwen3, "
+            "SmolLM) have it; leave it out"
+        )
+    return Dropout(config.sft.dropout, config.seed)
+
+
 def write_start(config: Config, task: Any, folder: Path) -> None:
     """Write the tokenizer and the new network that a run begins with, whole or not at all, once."""
     from logpi.policies.untrained import write_untrained

@@ -18,6 +18,7 @@ from logpi.losses import squared_error
 from logpi.masking import masked_sum
 from logpi.optimizer import AdamW
 from logpi.policies.base import Policy, PolicyOutput, Reference, scatter
+from logpi.policies.dropout import Dropout
 from logpi.trajectory import Batch
 
 T = TypeVar("T")
@@ -64,8 +65,9 @@ class Learner:
         max_grad_norm: float = 1.0,
         micro_batch_tokens: int = 2048,
         value_coef: float = 0.5,
+        dropout: Dropout | None = None,
     ):
-        self.policy, self.algorithm = policy, algorithm
+        self.policy, self.algorithm, self.dropout = policy, algorithm, dropout
         self.learning_rate, self.schedule = learning_rate, schedule
         self.max_grad_norm, self.micro_batch_tokens, self.value_coef = max_grad_norm, micro_batch_tokens, value_coef
         self.parameters = policy.trainable_parameters()
@@ -111,12 +113,12 @@ class Learner:
                 batch = replace(batch, old_log_probs=out.log_probs)
         return batch
 
-    def _evaluate(self, policy: Policy, batch: Batch) -> PolicyOutput:
+    def _evaluate(self, policy: Policy, batch: Batch, **options: Any) -> PolicyOutput:
         """Evaluate one micro-batch; with the exact KL where the reference's states are there."""
         states = batch.reference_states
         against = None if states is None else Reference(self.reference, states)
         entropy = bool(self.algorithm.entropy_coef)
-        return policy.evaluate(batch.actions, batch.mask, batch.truncated, batch.inputs, against, entropy)
+        return policy.evaluate(batch.actions, batch.mask, batch.truncated, batch.inputs, against, entropy, **options)
 
     def _evaluate_all(self, policy: Policy, batch: Batch, *, with_states: bool = False) -> PolicyOutput:
         """Evaluate in micro-batches and put the rows back in order; `with_states`: [batch, time, width] here."""
@@ -199,7 +201,8 @@ class Learner:
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """Return (Σ token_weights·per-token loss, sums for the record) of one micro-batch; `clipped` by backward."""
         assert batch.advantages is not None and batch.token_weights is not None
-        out = self._evaluate(self.policy, batch)
+        left_out = {} if self.dropout is None else {"dropout": replace(self.dropout, step=self.num_updates)}
+        out = self._evaluate(self.policy, batch, **left_out)
         old_log_probs = out.log_probs.detach() if batch.old_log_probs is None else batch.old_log_probs
         options = self.algorithm.options_of(self.algorithm.surrogate)
         seen = out.log_probs.view_as(out.log_probs)  # by the surrogate alone: KL and entropy have ways of their own

@@ -33,6 +33,7 @@ class Stream(IntEnum):
     BOOTSTRAP = 8
     MASKING = 9
     UPSAMPLING = 10
+    DROPOUT = 11
 
 
 def _multiply(a: np.ndarray, b: np.uint64) -> tuple[np.ndarray, np.ndarray]:
@@ -64,6 +65,15 @@ def uniforms(seed: int, stream: Stream, step, prompt, sample, position) -> np.nd
     """Return uniform numbers in [0, 1) with 53 random bits, one per broadcast (step, prompt, sample, position)."""
     words = philox4x64((seed, int(stream)), (step, prompt, sample, position))
     return (words[0] >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def random_bytes(seed: int, stream: Stream, step: int, prompt: int, count: int) -> np.ndarray:
+    """Return `count` bytes of one key [count]: numpy's Philox, the same function, with the number of the draw as the
+    first word of its counter and (step, prompt) as the next two."""
+    mask = (1 << 64) - 1
+    key, counter = ([number & mask for number in numbers] for numbers in ((seed, int(stream)), (0, step, prompt, 0)))
+    generator = np.random.Philox(key=np.array(key, np.uint64), counter=np.array(counter, np.uint64))
+    return generator.random_raw(-(-count // 8)).view(np.uint8)[:count]
 
 
 def integer_seed(seed: int, stream: Stream, step: int = 0, index: int = 0) -> int:

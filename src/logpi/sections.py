@@ -95,6 +95,8 @@ class SftConfig(Section):
     """Demonstrations a step."""
     new: NewConfig | None = None
     """Begin with a network that knows nothing, in place of policy.model."""
+    dropout: float = Field(default=0.0, ge=0, le=0.9)
+    """Share of hidden units left out of a gradient's forward, others each time: for data that is read several times."""
 
 
 class PretrainConfig(Section):

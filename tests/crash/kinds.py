@@ -172,7 +172,7 @@ def prepare(root: Path, steps: int = 3) -> None:
     read = f'name = "text"\ndata = "{root}/read.txt"'
     labelled = f'name = "role_labelling"\ndata = "{root}/srl.jsonl"\nform = "tags"'
     warm = (
-        ("sft", said, f'model = "{root}/model"', "[sft]\nbatch_size = 2"),
+        ("sft", said, f'model = "{root}/model"', "[sft]\nbatch_size = 2\ndropout = 0.1"),
         ("sft-tagger", labelled, encoder, tagged),
         ("pretrain", read, "", new),
         ("pretrain-masked", read, encoder, new),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,7 +30,9 @@ def add_lora(module: nn.Module, options: dict[str, Any]) -> nn.Module:
     except ImportError:
         raise missing_extra("peft", "lora", "LoRA") from None
     try:
-        adapted = get_peft_model(module, LoraConfig(task_type="CAUSAL_LM", **options)).eval()
+        with warnings.catch_warnings():  # peft asks transformers 5 for what it calls by another name now
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            adapted = get_peft_model(module, LoraConfig(task_type="CAUSAL_LM", **options)).eval()
     except ValueError as error:
         raise InputError(f"LoRA does not fit this model: {error}; set lora.target_modules") from error
     products = {id(layer) for _, layer in product_layers(adapted)}

@@ -25,7 +25,8 @@ from logpi.policies.adapters import (
 )
 from logpi.policies.attention import KEY_MULTIPLE, KeyValues, PackedKeyValues, round_up
 from logpi.policies.base import PolicyOutput, Reference, scatter
-from logpi.policies.fused import FusedTrunk, Product
+from logpi.policies.dropout import Dropout
+from logpi.policies.fused import Drop, FusedTrunk, Product, keep
 from logpi.policies.packing import Packing
 from logpi.policies.token_log_probs import PLAIN, Head, Transform, pad_rows, token_log_probs
 from logpi.policies.turns import unrolled
@@ -90,10 +91,13 @@ class CausalLM:
                 use_cache=True,
             ).last_hidden_state
 
-    def packed_states(self, tokens: Tensor, packing: Packing, cache: PackedKeyValues | None = None) -> Tensor:
-        """Run the learner's trunk on tokens [places] -> [places, width]; with a cache, the sampler's."""
+    def packed_states(
+        self, tokens: Tensor, packing: Packing, cache: PackedKeyValues | None = None, drop: Drop = keep
+    ) -> Tensor:
+        """Run the learner's trunk on tokens [places] -> [places, width]; with a cache, the sampler's. A fused one can
+        drop."""
         if self.fused is not None:
-            return self.fused.packed(tokens, packing, cache)
+            return self.fused.packed(tokens, packing, cache, drop)
         network = self.network if cache is None else self.sampler
         with products_in(self.dtype):
             return network.base_model(
@@ -138,7 +142,13 @@ class CausalLM:
 
     # --- what the learner asks ---------------------------------------------------------------------------------
 
-    def states(self, prompts: tuple[Tensor, ...], sequences: list[Tensor], places: list[Tensor]) -> Tensor:
+    def states(
+        self,
+        prompts: tuple[Tensor, ...],
+        sequences: list[Tensor],
+        places: list[Tensor],
+        dropout: Dropout | None = None,
+    ) -> Tensor:
         """Return the state that each action is chosen in, rows one after the other [actions, width]; of each row: its
         prompt, what comes after it, where in that its actions stand."""
         distinct, prompt_of_row = _distinct(prompts)
@@ -146,7 +156,14 @@ class CausalLM:
         tokens = torch.zeros_like(packing.positions)
         real = torch.cat([*distinct, *(sequence[:-1] for sequence in sequences)])
         tokens[: len(real)] = real
-        return self.packed_states(tokens, packing).index_select(0, packing.states)
+        drop = keep
+        if dropout is not None:
+            assert self.fused is not None  # `dropout_of` has seen to it
+            rows = [torch.cat([distinct[i], row[:-1]]) for i, row in zip(prompt_of_row, sequences, strict=True)]
+            counts = [*map(len, distinct), *(len(row) - 1 for row in sequences)]
+            shape = len(tokens), self.fused.num_sites, self.fused.embedding.weight.shape[1]
+            drop = dropout.of([*distinct, *rows], counts, shape)
+        return self.packed_states(tokens, packing, drop=drop).index_select(0, packing.states)
 
     def evaluate(
         self,
@@ -156,11 +173,13 @@ class CausalLM:
         inputs: tuple[Any, ...],
         reference: Reference | None = None,
         with_entropy: bool = False,
+        dropout: Dropout | None = None,
     ) -> PolicyOutput:
         """Score completions; `inputs` are the prompts' token ids, one tensor a row, and what was said between the
         actions of an episode of several turns. A cut completion is an outcome of its own, scored as it is: its final
         value is 0."""
-        states = self.states(*unrolled(actions, mask, inputs))
+        options = {} if dropout is None else {"dropout": dropout}  # which a forward of one's own has not
+        states = self.states(*unrolled(actions, mask, inputs), **options)
         against = None if reference is None else (reference.states[mask], *reference.policy.head())
         log_probs, entropies, kl = token_log_probs(
             states, *self.head(), actions[mask], self.transform, self.dtype, against, self._own_head(), with_entropy

@@ -31,6 +31,12 @@ _CHILDREN = {
 Attend = Callable[
     [Tensor, Tensor, Tensor, int], Tensor
 ]  # (query, key, value [..., heads, width], layer) -> [..., width]
+Drop = Callable[[Tensor, int], Tensor]  # (what is added to the residual stream, at which site) -> what is left of it
+
+
+def keep(x: Tensor, site: int) -> Tensor:
+    """Drop nothing."""
+    return x
 
 
 def is_llama_shaped(trunk: Any) -> bool:
@@ -307,8 +313,11 @@ class FusedTrunk:
         hidden = self.trunk.embed_tokens(tokens)
         return self._run(hidden, self._rotation(hidden, positions), attention)
 
-    def packed(self, tokens: Tensor, packing: Packing, cache: PackedKeyValues | None = None) -> Tensor:
-        """Run packed tokens [places] -> [places, width], with gradients; `cache` gets their keys and values."""
+    def packed(
+        self, tokens: Tensor, packing: Packing, cache: PackedKeyValues | None = None, drop: Drop = keep
+    ) -> Tensor:
+        """Run packed tokens [places] -> [places, width], with gradients; `cache` gets their keys and values, and `drop`
+        what is added to the residual stream, and at which of its `num_sites`."""
 
         def attention(query: Tensor, key: Tensor, value: Tensor, layer: int) -> Tensor:
             key, value = key.contiguous(), value.contiguous()  # views would keep all that they are parts of
@@ -316,9 +325,14 @@ class FusedTrunk:
                 cache.keys[layer], cache.values[layer] = key, value
             return packing.attention(query, key, value, self.layers[layer].attention.scaling).flatten(1)
 
-        hidden = _Embedded.apply(self.embedding.weight, tokens, self.embedding.padding_idx)
+        hidden = drop(_Embedded.apply(self.embedding.weight, tokens, self.embedding.padding_idx), 0)
         cos, signed_sin = self._rotation(hidden[None], packing.positions[None])
-        return self._run(hidden, (cos[0], signed_sin[0]), attention)
+        return self._run(hidden, (cos[0], signed_sin[0]), attention, drop)
+
+    @property
+    def num_sites(self) -> int:
+        """How often something is added to the residual stream: the embedding, each attention, each MLP."""
+        return 1 + 2 * len(self.layers)
 
     def _rotation(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         cos, sin = (part[:, :, None] for part in self.trunk.rotary_emb(hidden, positions))
@@ -326,9 +340,9 @@ class FusedTrunk:
         half = sin.shape[-1] // 2
         return cos, torch.cat([-sin[..., :half], sin[..., half:]], -1)
 
-    def _run(self, hidden: Tensor, rotation: tuple[Tensor, Tensor], attention: Attend) -> Tensor:
+    def _run(self, hidden: Tensor, rotation: tuple[Tensor, Tensor], attention: Attend, drop: Drop = keep) -> Tensor:
         for i, layer in enumerate(self.layers):
-            hidden = layer(hidden, rotation, attention, i)
+            hidden = layer(hidden, rotation, attention, i, drop)
         return _norm(self.trunk.norm, hidden)
 
 
@@ -349,10 +363,13 @@ class _Layer:
         )
         self.head_norms: list[Any] = [getattr(self.attention, name, None) for name in ("q_norm", "k_norm")]
 
-    def __call__(self, hidden: Tensor, rotation: tuple[Tensor, Tensor], attention: Attend, index: int) -> Tensor:
+    def __call__(
+        self, hidden: Tensor, rotation: tuple[Tensor, Tensor], attention: Attend, index: int, drop: Drop
+    ) -> Tensor:
         heads = self._heads(_normed_product(self.norms[0], self.qkv, hidden), rotation)
-        hidden = hidden + self.out(attention(*heads, index))
-        return hidden + _gated_product(self.down, _normed_product(self.norms[1], self.gate_up, hidden))
+        hidden = hidden + drop(self.out(attention(*heads, index)), 2 * index + 1)
+        added = _gated_product(self.down, _normed_product(self.norms[1], self.gate_up, hidden))
+        return hidden + drop(added, 2 * index + 2)
 
     def _heads(self, qkv: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Return query, key and value [..., heads, width], turned to their positions."""
