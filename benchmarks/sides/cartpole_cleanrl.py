@@ -14,7 +14,7 @@ import torch
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from torch.utils.tensorboard import SummaryWriter
 
-EPISODES, TARGET, CHECKS, EVERY, LIMIT = 100, 475.0, 3, 2048, 120.0  # seconds
+EPISODES, TARGET, CHECKS, EVERY, LIMIT = 100, 475.0, 3, 2048, 60.0  # seconds
 script, seed, started = os.path.abspath(sys.argv[1]), sys.argv[2], float(sys.argv[3])
 torch.set_num_threads(1)
 write = SummaryWriter.add_scalar
