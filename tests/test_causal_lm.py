@@ -88,7 +88,12 @@ def test_long_prompts_run_in_pieces_and_few_at_a_time(kind, tolerance, monkeypat
     monkeypatch.setattr(causal_lm, "PROMPT_TOKENS", 60)
     tiny, passes = policy(kind, torch.float64), []
     run = tiny.packed_states
-    monkeypatch.setattr(tiny, "packed_states", lambda *asked: passes.append(len(asked[0])) or run(*asked))
+
+    def counted(tokens, *asked, **options):
+        passes.append(len(tokens))
+        return run(tokens, *asked, **options)
+
+    monkeypatch.setattr(tiny, "packed_states", counted)
     trajectories = sample(tiny, [3, 17, 30, 70, 40], max_new_tokens=30)
     assert passes == [72, 48, 56]  # 70, 40 and 3, 30 and 17 tokens: the longest first, one more place, eights
     with torch.no_grad():
