@@ -102,8 +102,9 @@ def test_without_spare_prompts_such_groups_stay_and_count(tiny, tmp_path):
         {"scored_by": seldom, "rollout": {"num_spare_prompts": 5}},
         {"algorithm": "reinforce_moving"},
         {"algorithm": "remax"},
+        {"algorithm": "reinforce_baseline", "reward": {"dense": True}},
     ],
-    ids=["spare prompts", "moving baseline", "remax"],
+    ids=["spare prompts", "moving baseline", "remax", "dense rewards"],
 )
 def test_a_killed_run_ends_as_if_it_had_not_been(tiny, tmp_path, monkeypatch, options):
     start(tiny, tmp_path / "whole", **options)
@@ -256,6 +257,7 @@ def test_what_cannot_be_is_said(tiny, tmp_path, changes, message):
     ("changes", "message"),
     [
         ({"rollout": {"num_spare_prompts": 1}}, "rollout.num_spare_prompts is for language tasks"),
+        ({"reward": {"dense": True}}, "reward.dense is for language tasks"),
         (
             {"algorithm": {"name": "remax", "gamma": None, "gae_lambda": None}},
             'algorithm "remax" is for language tasks',

@@ -168,6 +168,14 @@ def test_rewards_are_sacrebleus_sentence_scores():
         assert given(sentence_mean, [text]) == [(chrf + bleu) / 2]
 
 
+@pytest.mark.parametrize("function", [sentence_chrf, sentence_bleu, sentence_mean])
+def test_a_beginning_is_scored_in_any_language(function):
+    """ "Tom" alone is no French, but a French sentence may go on from it."""
+    texts, refs, code = ["Tom", "Tom"], [["Tom est grand."]] * 2, ["fr"] * 2
+    whole, begun = function(texts, refs, code, partial=[False, True])
+    assert whole == 0.0 and 0.0 < begun < 0.5
+
+
 def test_a_reference_counts_whatever_language_it_looks_like():
     assert given(in_target_language, ["Tom!", "OK."], ["Tom!"]) == [1.0, 0.0]
     assert given(sentence_chrf, ["Tom!"], ["Tom!"]) == pytest.approx([1.0])

@@ -35,6 +35,8 @@ def algorithm_of(config: Config) -> Any:
             "groups of equal rewards have a gradient, and leaving them out loses it; set it to 0, or take rloo or dapo"
         )
     _require_solutions(config, row)
+    if config.reward.dense:
+        _require_times(config, row)
     row = replace(row, kl=chosen.kl or row.kl, **chosen.terms())
     if config.rollout.exploration_epsilon and not row.reads_ratios:
         raise InputError(
@@ -62,6 +64,21 @@ def _require_solutions(config: Config, row: Any) -> None:
             f'rollout.solution_tokens={given}: algorithm "{row.name}" would take the solution\'s tokens for its own; '
             "take mixer, or set it to 0"
         )
+
+
+def _require_times(config: Config, row: Any) -> None:
+    """Raise InputError unless the row reads when rewards come, and nothing goes by the sum of them alone."""
+    if "gamma" not in row.option_names():
+        raise InputError(
+            f'reward.dense: algorithm "{row.name}" reads only the sum of a completion\'s rewards, whichever token they '
+            "are paid to; take reinforce_baseline, a2c or ppo, or leave it out"
+        )
+    if config.rollout.num_spare_prompts:
+        raise InputError(
+            "rollout.num_spare_prompts: with reward.dense groups of equal rewards have a gradient; set it to 0"
+        )
+    if config.policy.kind == "encoder":
+        raise InputError('reward.dense: a tagger (policy.kind "encoder") begins no text; leave it out')
 
 
 def load_modules(files: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from logpi.errors import InputError, did_you_mean
-from logpi.sections import CheckpointConfig, Lora, PretrainConfig, RolloutConfig, Section, SftConfig
+from logpi.sections import CheckpointConfig, Lora, PretrainConfig, RewardConfig, RolloutConfig, Section, SftConfig
 
 # The algorithms that need more than one completion a prompt; the table itself needs torch, this module must not.
 COMPARE_WITHIN_GROUPS = (
@@ -48,24 +48,6 @@ class PolicyConfig(Section):
         fields, names = type(self).model_fields, names or ("temperature", "top_k", "top_p", "min_p")
         values = {name: getattr(self, name) for name in names}
         return ", ".join(f"policy.{n}={v}" for n, v in values.items() if v != fields[n].default)
-
-
-class RewardConfig(Section):
-    """How reward functions are called."""
-
-    timeout_seconds: float | None = Field(default=None, gt=0)
-    """For one completion. With it, functions run in child processes that can be killed, a completion a call."""
-    on_failure: Literal["error", "exclude"] = "error"
-    """Of a function that raises, takes too long, or gives no number: stop, or leave the completion out of the step."""
-    overlong_tokens: int | None = Field(default=None, ge=1)
-    """Soft overlong punishment (Yu et al. 2025): over the last so many tokens of max_completion_length a completion's
-    reward falls linearly by up to 1."""
-    truncated: Literal["keep", "exclude"] = "keep"
-    """Of a completion that the limit cut. exclude: out of the step; the objective is that of completions that end."""
-    num_workers: int = Field(default=2, ge=1)
-    """Child processes a function."""
-    max_calls: int = Field(default=1000, ge=1)
-    """A child is replaced after so many: what it leaked is then gone."""
 
 
 # The options of an algorithm that its row's functions take.
@@ -248,6 +230,7 @@ class Config(Section):
                 ("rollout.upsampling", self.rollout.upsampling),
                 ("rollout.solution_tokens", self.rollout.solution_tokens),
                 ("reward.overlong_tokens", self.reward.overlong_tokens),
+                ("reward.dense", self.reward.dense),
                 ('reward.truncated="exclude"', self.reward.truncated == "exclude"),
                 ('algorithm "remax"', self.algorithm.name == "remax"),
             ):

@@ -171,13 +171,15 @@ class TaskExperience:
         rewarded = iter(
             replace(
                 t,
-                rewards=None if total is None or is_alone(t) else _at_the_end(total, t),
+                rewards=None if is_alone(t) else paid,
                 rewards_by_name={name: values[i] for name, values in scores.by_name.items()},
                 failure=failures.get(i, "truncated" if scored is not None else "no reward applies")
                 if total is None
                 else None,
             )
-            for i, (t, total, scored) in enumerate(zip(sound, totals, scores.total, strict=True))
+            for i, (t, total, paid, scored) in enumerate(
+                zip(sound, totals, self._paid(sound, totals), scores.total, strict=True)
+            )
         )
         return [next(rewarded) if t.failure is None else t for t in trajectories]
 
@@ -193,6 +195,32 @@ class TaskExperience:
             is_out = t.truncated and self.options.truncated == "exclude" and not t.is_baseline
             out.append(None if is_out else total)
         return out
+
+    def _paid(self, trajectories: Sequence[Trajectory], totals: Sequence[float | None]) -> list[Tensor | None]:
+        """Return rewards per action that sum to the totals: paid at the end, or (`dense`) as the text comes to be worth
+        them, what no function scores being worth as much as before."""
+        if not self.options.dense:
+            return [None if total is None else _by_action([total], len(t)) for t, total in zip(trajectories, totals)]
+        assert self.writer.beginnings is not None  # the command refuses a tagger
+        begun = [[] if total is None else self.writer.beginnings(t) for t, total in zip(trajectories, totals)]
+        asked: dict[tuple[int, str], list[int]] = {}  # each text of a problem once, with its tokens
+        for t, texts in zip(trajectories, begun):
+            actions = t.actions.tolist()
+            for length, text in enumerate(texts, 1):
+                asked.setdefault((t.prompt_uid, text), actions[:length])
+        problems = [self.problems[uid] for uid, _ in asked]
+        prompts = [p.prompt for p in problems]
+        completions = as_completions(prompts, [text for _, text in asked])
+        columns = columns_of(problems) | {"partial": [True] * len(asked)}
+        ids, on_failure = list(asked.values()), self.options.on_failure
+        scores = score(self.task.rewards, prompts, completions, ids, columns, on_failure=on_failure)
+        worth = {key: _in_steps(value) for key, value in zip(asked, scores.total, strict=True)}
+        return [
+            None
+            if total is None
+            else _by_action([*(worth[t.prompt_uid, text] for text in texts), _in_steps(total)], len(t))
+            for t, texts, total in zip(trajectories, begun, totals)
+        ]
 
     # --- evaluation --------------------------------------------------------------------------------------------
 
@@ -308,8 +336,17 @@ def _begun(trajectory: Trajectory, given: Tensor) -> Trajectory:
     )
 
 
-def _at_the_end(total: float, trajectory: Trajectory) -> Tensor:
-    """Return per-action rewards that are 0 but for the last."""
-    rewards = torch.zeros(len(trajectory), dtype=torch.float64)
-    rewards[-1] = total
+def _by_action(worth: Sequence[float | None], length: int) -> Tensor:
+    """Return what each of the last actions adds to the worth of the text, [length]; 0 for those before them."""
+    known = [0.0]
+    for value in worth:
+        known.append(known[-1] if value is None else value)
+    rewards = torch.zeros(length, dtype=torch.float64)
+    rewards[length - len(worth) :] = torch.tensor(known, dtype=torch.float64).diff()
     return rewards
+
+
+def _in_steps(value: float | None) -> float | None:
+    """Return the multiple of 2⁻⁴⁰ next to a score: differences of those add up to the last one without an error, and so
+    completions of equal scores have equal rewards."""
+    return None if value is None else round(value * 2**40) / 2**40

@@ -66,6 +66,7 @@ def objective_details(algorithm: Algorithm, config: Config) -> dict[str, Any]:
         "solution_tokens": config.rollout.solution_tokens,
         "upsampling": config.rollout.upsampling,
         "exploration_epsilon": config.rollout.exploration_epsilon,
+        "dense_reward": config.reward.dense if language else None,
         "overlong_tokens": config.reward.overlong_tokens,
         "truncated": config.reward.truncated if language else None,
         "max_completion_length": config.rollout.max_completion_length if language else None,

@@ -1,6 +1,8 @@
-"""Parts of the configuration: what all are, adapters, rollouts, checkpoints, warm starts by maximum likelihood."""
+"""Parts of the configuration: what all are, adapters, rollouts, rewards, checkpoints, warm starts."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -43,6 +45,27 @@ class RolloutConfig(Section):
     """Of mixer: so many of a completion's first tokens are the solution's at the first step, in a line down to 0."""
     exploration_epsilon: float = Field(default=0.0, ge=0, lt=1)
     """With this chance an environment's action is drawn uniformly, in training; needs importance weights."""
+
+
+class RewardConfig(Section):
+    """How reward functions are called."""
+
+    timeout_seconds: float | None = Field(default=None, gt=0)
+    """For one completion. With it, functions run in child processes that can be killed, a completion a call."""
+    on_failure: Literal["error", "exclude"] = "error"
+    """Of a function that raises, takes too long, or gives no number: stop, or leave the completion out of the step."""
+    overlong_tokens: int | None = Field(default=None, ge=1)
+    """Soft overlong punishment (Yu et al. 2025): over the last so many tokens of max_completion_length a completion's
+    reward falls linearly by up to 1."""
+    truncated: Literal["keep", "exclude"] = "keep"
+    """Of a completion that the limit cut. exclude: out of the step; the objective is that of completions that end."""
+    dense: bool = False
+    """Pay each token what it adds, R(y_1..y_t) − R(y_1..y_t−1): the same sum, told sooner (Ng et al. 1999). Functions
+    score every beginning of a completion; one that takes `partial`, a list, is told which those are."""
+    num_workers: int = Field(default=2, ge=1)
+    """Child processes a function."""
+    max_calls: int = Field(default=1000, ge=1)
+    """A child is replaced after so many: what it leaked is then gone."""
 
 
 class CheckpointConfig(Section):

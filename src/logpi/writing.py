@@ -23,6 +23,7 @@ class Writer:
     tokens: Callable[[Problem], Tensor]
     text: Callable[[Trajectory], str]
     draw: Callable[..., list[Trajectory]]  # the engine's signature
+    beginnings: Callable[[Trajectory], list[str]] | None = None  # the text after each action but the last
 
 
 def writer_of(policy: Any) -> Writer:
@@ -42,4 +43,11 @@ def writer_of(policy: Any) -> Writer:
         actions = actions[:-1] if trajectory.terminated else actions
         return policy.tokenizer.decode(actions, skip_special_tokens=True)
 
-    return Writer(lambda problem: prompt_tokens(policy.tokenizer, problem.prompt), text_without_end, generate)
+    def texts_so_far(trajectory: Trajectory) -> list[str]:
+        actions = trajectory.actions.tolist()
+        return [policy.tokenizer.decode(actions[:t], skip_special_tokens=True) for t in range(1, len(actions))]
+
+    def tokens_of(problem: Problem) -> Tensor:
+        return prompt_tokens(policy.tokenizer, problem.prompt)
+
+    return Writer(tokens_of, text_without_end, generate, texts_so_far)

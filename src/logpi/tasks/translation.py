@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import repeat
 from typing import Any
 
 from logpi.errors import InputError, did_you_mean, missing_extra
@@ -75,26 +76,45 @@ def translation(
 
 
 def sentence_chrf(
-    completions: Sequence[Completion], references: Sequence[list[str]], target_language: Sequence[str], **_: Any
+    completions: Sequence[Completion],
+    references: Sequence[list[str]],
+    target_language: Sequence[str],
+    partial: Sequence[bool] | None = None,
+    **_: Any,
 ) -> list[float]:
-    """Give chrF2 of each completion against its references (the best one's), in [0, 1]; 0 in another language."""
-    return _gated(completions, references, target_language, lambda text, refs, _: _chrf().sentence_score(text, refs))
+    """Give chrF2 of each completion against its references (the best one's), in [0, 1]; 0 in another language. A few
+    words are in no language for sure: what is only the beginning of a completion (`partial`) is scored in any."""
+    return _gated(
+        completions, references, target_language, partial, lambda text, refs, _: _chrf().sentence_score(text, refs)
+    )
 
 
 def sentence_bleu(
-    completions: Sequence[Completion], references: Sequence[list[str]], target_language: Sequence[str], **_: Any
+    completions: Sequence[Completion],
+    references: Sequence[list[str]],
+    target_language: Sequence[str],
+    partial: Sequence[bool] | None = None,
+    **_: Any,
 ) -> list[float]:
-    """Give sentence BLEU, in [0, 1]: effective order, exponential smoothing; 0 in another language."""
+    """Give sentence BLEU, in [0, 1]: effective order, exponential smoothing; 0 in another language, as above."""
     return _gated(
-        completions, references, target_language, lambda text, refs, code: _bleu(code, True).sentence_score(text, refs)
+        completions,
+        references,
+        target_language,
+        partial,
+        lambda text, refs, code: _bleu(code, True).sentence_score(text, refs),
     )
 
 
 def sentence_mean(
-    completions: Sequence[Completion], references: Sequence[list[str]], target_language: Sequence[str], **_: Any
+    completions: Sequence[Completion],
+    references: Sequence[list[str]],
+    target_language: Sequence[str],
+    partial: Sequence[bool] | None = None,
+    **_: Any,
 ) -> list[float]:
     """Give the mean of `sentence_chrf` and `sentence_bleu`: chrF2 alone pays for recall, and so for more words."""
-    both = (score(completions, references, target_language) for score in (sentence_chrf, sentence_bleu))
+    both = (score(completions, references, target_language, partial) for score in (sentence_chrf, sentence_bleu))
     return [(chrf + bleu) / 2 for chrf, bleu in zip(*both)]
 
 
@@ -115,13 +135,14 @@ def _gated(
     completions: Sequence[Completion],
     references: Sequence[list[str]],
     target_language: Sequence[str],
+    partial: Sequence[bool] | None,
     score: Callable[[str, list[str], str], Any],
 ) -> list[float]:
-    """Return sacrebleu's score of each text, in [0, 1], where it is in the target language; else 0."""
+    """Return sacrebleu's score of each text, in [0, 1], where it is in the target language or only begun; else 0."""
     found = []
-    for completion, refs, code in zip(completions, references, target_language):
+    for completion, refs, code, begun in zip(completions, references, target_language, partial or repeat(False)):
         text = completion_text(completion).strip()
-        found.append(score(text, refs, code).score / 100 if _is_in_language(text, refs, code) else 0.0)
+        found.append(score(text, refs, code).score / 100 if begun or _is_in_language(text, refs, code) else 0.0)
     return [min(1.0, value) for value in found]  # an exact match comes as 100.00000000000004
 
 
