@@ -11,9 +11,11 @@ from models import write
 
 from logpi import api
 from logpi.algorithms import get_algorithm
+from logpi.build import algorithm_of
 from logpi.errors import InputError, RewardError
 from logpi.exact import tabular
 from logpi.exact.bias import measure
+from logpi.objective import objective
 
 PROMPTS = [{"prompt": f"{n}+{n % 5}=", "key": n} for n in range(40)]
 CALLS: list[tuple[list[str], list[bool] | None]] = []
@@ -112,6 +114,13 @@ def test_the_gradient_is_the_same_on_average(monkeypatch, name):
     for found in (plain, good, bad):
         assert found.relative_error < 1e-12
     assert good.variance < 0.95 * plain.variance < plain.variance < bad.variance
+
+
+def test_the_record_says_how_rewards_come():
+    config = api.resolve("translation", {"reward": {"dense": True}, "algorithm": {"name": "reinforce_baseline"}})
+    found = objective(algorithm_of(config), config)
+    assert found["objective"].endswith("gamma=1.0; r_t = R(y_1..y_t) − R(y_1..y_t−1)")
+    assert found["objective_details"]["dense_reward"] is True
 
 
 @pytest.mark.parametrize(

@@ -320,6 +320,7 @@ def test_a_full_report_compares_with_the_network_that_the_run_began_with(tmp_pat
         ({"policy": {"lora": {}}}, "policy.lora adapts weights that are trained already"),
         ({"sft": {"new": {"vocabsize": 300}}}, 'unknown key "sft.new.vocabsize". Did you mean "vocab_size"'),
         ({"sft": {"new": {"shape": {"hidden_size": 34}}}}, "hidden_size=34 is no multiple of"),
+        ({"sft": {"dropout": 0.0019}}, "dropout=0.0019 would leave nothing out"),
     ],
 )
 def test_a_new_network_does_not_go_with_another(changes, message):

@@ -282,9 +282,9 @@ class Config(Section):
                 "policy.lora adapts weights that are trained already: a new network has none; leave it out"
             )
         if self.sft is not None and self.sft.new is not None and self.policy.model:
-            raise ValueError("policy.model and sft.new both say what the run begins with: leave one out")
+            raise ValueError("policy.model and sft.new both say what the run begins with: set one of them to null")
         if self.pretrain is not None and self.policy.model and self.pretrain.shape is not None:
-            raise ValueError("policy.model and pretrain.shape both give the new network's shape: leave one out")
+            raise ValueError("policy.model and pretrain.shape both give the new network's shape: set one to null")
 
     def cut_problem(self, beta: float) -> str | None:
         """Return why tokens can't be cut from the policy in this run, if they are; `beta` is the algorithm's."""

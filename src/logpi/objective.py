@@ -21,7 +21,8 @@ TRANSFORM = {"temperature", "top_k", "top_p", "min_p"}
 
 def objective(algorithm: Algorithm, config: Config) -> dict[str, Any]:
     """Return the effective objective for the record: the short line, and `objective_details`."""
-    return {"objective": algorithm.formula(), "objective_details": objective_details(algorithm, config)}
+    dense = "; r_t = R(y_1..y_t) − R(y_1..y_t−1)" if config.reward.dense and config.demonstrated is None else ""
+    return {"objective": algorithm.formula() + dense, "objective_details": objective_details(algorithm, config)}
 
 
 def objective_details(algorithm: Algorithm, config: Config) -> dict[str, Any]:

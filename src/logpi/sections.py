@@ -119,7 +119,16 @@ class SftConfig(Section):
     new: NewConfig | None = None
     """Begin with a network that knows nothing, in place of policy.model."""
     dropout: float = Field(default=0.0, ge=0, le=0.9)
-    """Share of hidden units left out of a gradient's forward, others each time: for data that is read several times."""
+    """Share of hidden units left out of a gradient's forward, others each time: for data that is read several times. In
+    steps of 1/256."""
+
+    @model_validator(mode="after")
+    def _dropout_leaves_something_out(self) -> SftConfig:
+        if 0 < self.dropout < 1 / 512:
+            raise ValueError(
+                f"dropout={self.dropout} would leave nothing out: it goes in steps of 1/256; take 0.004 or 0"
+            )
+        return self
 
 
 class PretrainConfig(Section):
