@@ -116,6 +116,13 @@ def test_the_gradient_is_the_same_on_average(monkeypatch, name):
     assert good.variance < 0.95 * plain.variance < plain.variance < bad.variance
 
 
+def test_a_column_of_that_name_is_refused(tiny):
+    given = {"task": {"name": "custom", "data": [row | {"partial": 1} for row in PROMPTS], "rewards": varied}}
+    given |= {"policy": {"model": tiny}, "reward": {"dense": True}, "algorithm": {"name": "reinforce_baseline"}}
+    with pytest.raises(InputError, match='the column "partial" has the name'):
+        api.build(api.make_config(given))
+
+
 def test_the_record_says_how_rewards_come():
     config = api.resolve("translation", {"reward": {"dense": True}, "algorithm": {"name": "reinforce_baseline"}})
     found = objective(algorithm_of(config), config)

@@ -92,6 +92,8 @@ class TaskExperience:
         self.greedy = replace(self.sampling, stream=Stream.EVALUATION, greedy=True)
         self.problems = {problem.uid: problem for problem in task.train}
         self.order = PromptOrder(list(self.problems), seed, num_prompts + num_spare_prompts, upsampling)
+        if self.options.dense and any("partial" in problem.columns for problem in task.train):
+            raise InputError('the column "partial" has the name of what reward.dense tells reward functions; rename it')
         asked = [(problem, True) for problem in task.train] + [(problem, False) for problem in task.heldout]
         self.check_length(*max(asked, key=lambda pair: len(self._begun_prompt(*pair))))
 
