@@ -27,9 +27,9 @@ def tiny(tmp_path_factory):
 
 
 def varied(completions, key, partial=None, **_):
-    """A score of text and row, not a multiple of a power of two; none of a text whose length is a multiple of 4."""
+    """A score of text and row, no multiple of a power of two; none of a beginning whose length is a multiple of 3."""
     CALLS.append((list(completions), partial))
-    return [None if len(t) % 4 == 0 and partial else (sum(map(ord, t)) + k) % 11 / 10 for t, k in zip(completions, key)]
+    return [None if len(t) % 3 == 0 and partial else (sum(map(ord, t)) + k) % 11 / 10 for t, k in zip(completions, key)]
 
 
 def experience(tiny, function=varied, **reward):
@@ -54,7 +54,7 @@ def test_a_token_is_paid_what_it_adds(tiny):
     (whole, told), (asked, partial) = CALLS
     assert told is None and partial == [True] * len(asked)
     assert sorted(whole) == sorted(made.writer.text(t) for t in sampled)
-    decode, lengths = made.policy.tokenizer.decode, set()
+    decode, lengths, unscored = made.policy.tokenizer.decode, set(), 0
     for t in found:
         key, worth = made.problems[t.prompt_uid].columns["key"], [0.0]
         for length in range(1, len(t) + 1):
@@ -62,10 +62,12 @@ def test_a_token_is_paid_what_it_adds(tiny):
             text = made.writer.text(t) if is_whole else decode(t.actions[:length].tolist(), skip_special_tokens=True)
             value = varied([text], [key], None if is_whole else [True])[0]
             worth.append(worth[-1] if value is None else value)
+            unscored += value is None and worth[-1] > 0
         assert t.rewards.tolist() == pytest.approx(torch.tensor(worth, dtype=torch.float64).diff().tolist(), abs=2e-12)
         assert t.rewards_by_name["varied"] == worth[-1]
         lengths.add(len(t))
     assert 10 in lengths and min(lengths) < 10, "completions that end and that are cut"
+    assert unscored, "beginnings that no function scores, behind some that one did"
 
 
 def test_equal_scores_are_equal_sums(tiny):
