@@ -37,8 +37,9 @@ def test_a_whole_email_has_everything_in_whatever_wording():
         "Subject: Your bill\n\nHello Ms Castro,\n" + BODY + "\n\nKind regards,\n\nSimon",
         "Good morning Kate, " + BODY + "\nThank you,\nSimon Adler\n",
         ("Dear Kate,\n\n" + BODY + "\n\nSincerely, Simon Adler").upper(),
+        GREETING + "Thank you for your order! " + BODY + CLOSING,  # no closing, though it begins like one
     ]
-    assert given(complete, *good) == [1.0] * 4 and given(email, *good) == [1.0] * 4
+    assert given(complete, *good) == [1.0] * 5 and given(email, *good) == [1.0] * 5
     shown = {"sender": ["Ruth Lang"], "recipient": ["Peter Moss"], "facts": [list(SHOWN["facts"].values())]}
     assert given(complete, SHOWN_EMAIL, **shown) == [1.0]
 
