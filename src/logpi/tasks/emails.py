@@ -123,8 +123,8 @@ class Email:
 
     @cached_property
     def closing(self) -> int | None:
-        """The index of the line that begins the closing: the last one that greets, the sender's name in it or in the next
-        line, and nothing behind."""
+        """The index of the line that begins the closing: the last one that greets, the sender's name in it or in the
+        next line, and nothing behind."""
         for index in reversed(range(max(1, len(self.lines) - 3), len(self.lines))):
             end = self.lines[index:]
             if CLOSING.match(end[0]) and len(end) <= 3 and _has(" ".join(end), self.sender.split()[0]):

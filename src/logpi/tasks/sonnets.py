@@ -1,4 +1,5 @@
-"""Sonnet lines: a line is given, the next one must rhyme with it and have ten syllables, or one more or less.
+"""Sonnet lines: a line is given and words that rhyme with it, as in bouts-rimés; the next line must end on a rhyme and
+have ten syllables, or one more or less.
 
 Rhyme and syllables are those of the CMU Pronouncing Dictionary (extra logpi[poems]): what it does not know does not
 rhyme.
@@ -6,7 +7,8 @@ rhyme.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from logpi.errors import InputError
@@ -20,40 +22,49 @@ from logpi.tasks.rhyme import (
     pronunciations,
     require_english,
     rhyme_closeness,
+    rhyming_parts,
     stresses,
     syllable_counts,
     words_rhyme,
 )
 
 TEMPLATE = (
-    "Two lines that rhyme:\nSo long as men can breathe, or eyes can see,\n"
-    "So long lives this, and this gives life to thee.\n\n"
-    "Two lines that rhyme:\n{line}\n"
+    "Two lines that rhyme. The second ends on one of these words: free, thee, be\n"
+    "So long as men can breathe, or eyes can see,\nSo long lives this, and this gives life to thee.\n\n"
+    "Two lines that rhyme. The second ends on one of these words: {rhymes}\n{line}\n"
 )
+NUM_RHYMES = 4  # that are offered
 SYLLABLES = (9, 11)
 MIN_WORDS = 4
 
 
 def sonnets(data: Source, heldout: Heldout = 0.1, seed: int = 0, template: str = TEMPLATE) -> Task:
     """Return the task of rows {"lines": [text, ..]}, a poem each: every line that another of its poem rhymes with is a
-    prompt, and the nearest one after it, or else before it, is what is to be imitated. Poems are held out whole.
-    Held-out problems are completed by draws; the score is the share of lines that rhyme and keep the metre in known
-    words (`complete`)."""
-    check_template(template, "line")
+    prompt, and the nearest one after it, or else before it, is what is to be imitated. `{rhymes}` of the template are
+    that one's last word and others that end lines of the data, NUM_RHYMES at most, in any order. Poems are held out
+    whole. Held-out problems are completed by draws; the score is the share of lines that rhyme and keep the metre in
+    known words (`complete`)."""
+    check_template(template, "line", "rhymes")
     require_english()
 
     def read(source: Source) -> list[Problem]:
-        found: list[Problem] = []
+        pairs: list[tuple[str, str, str]] = []
+        ends: dict[str, None] = {}  # of all lines, in their order
         for index, row in enumerate(read_rows(source)):
             lines = cell(row, "lines", index, name_of(source), list)
             if not lines or not all(isinstance(line, str) and line.strip() for line in lines):
                 raise InputError(f'{name_of(source)}: row {index}: "lines" is {lines!r:.60}; it must be lines of text')
             lines = [line.strip() for line in lines]
-            for line, answer in rhyming_pairs(lines):
-                columns = {"line": line, "answer": answer, "poem": lines[0]}
-                found.append(Problem(len(found), template.format(line=line), columns))
-        if not found:
+            ends.update(dict.fromkeys(map(last_word, lines)))
+            pairs += [(line, answer, lines[0]) for line, answer in rhyming_pairs(lines)]
+        if not pairs:
             raise InputError(f"{name_of(source)}: no line rhymes with another of its poem, by the dictionary")
+        by_part = _by_rhyming_part(ends)
+        found = []
+        for line, answer, poem in pairs:
+            offered = ", ".join(offer(line, last_word(answer), by_part, seed))
+            columns = {"line": line, "answer": answer, "poem": poem}
+            found.append(Problem(len(found), template.format(line=line, rhymes=offered), columns))
         return found
 
     train, held = split_sources(data, heldout, seed, read, lambda problem: problem.columns["poem"])
@@ -73,12 +84,35 @@ def sonnets(data: Source, heldout: Heldout = 0.1, seed: int = 0, template: str =
 
 def rhyming_pairs(lines: Sequence[str]) -> list[tuple[str, str]]:
     """Return each line that another one rhymes with, and the nearest such one after it, or else before it."""
-    ends = [words[-1] if (words := english_words(line)) else "" for line in lines]
+    ends = list(map(last_word, lines))
     found = []
     for i, line in enumerate(lines):
         others = [*range(i + 1, len(lines)), *reversed(range(i))]
         answer = next((lines[j] for j in others if words_rhyme(ends[i], ends[j])), None)
         found += [] if answer is None else [(line, answer)]
+    return found
+
+
+def last_word(line: str) -> str:
+    """Return a line's last word in lower case, "" where it has none."""
+    return words[-1] if (words := english_words(line)) else ""
+
+
+def offer(line: str, answer: str, by_part: Mapping[tuple[str, ...], Sequence[str]], seed: int) -> list[str]:
+    """Return words that rhyme with a line's last one: `answer` and others of those known, at most NUM_RHYMES, in an
+    order that seed and line decide."""
+    end, draw = last_word(line), random.Random(f"{seed} {line}")
+    others = {word: None for part in sorted(rhyming_parts(end)) for word in by_part[part] if word not in (end, answer)}
+    offered = [answer, *draw.sample(list(others), min(NUM_RHYMES - 1, len(others)))]
+    draw.shuffle(offered)
+    return offered
+
+
+def _by_rhyming_part(words: Iterable[str]) -> dict[tuple[str, ...], list[str]]:
+    found: dict[tuple[str, ...], list[str]] = {}
+    for word in words:
+        for part in rhyming_parts(word):
+            found.setdefault(part, []).append(word)
     return found
 
 
