@@ -211,6 +211,7 @@ def test_the_fixture_is_what_it_says():
         assert float((exact * direction.flatten()).sum()) == pytest.approx(float(up - down) / 2e-6, rel=1e-6)
 
 
+@pytest.mark.timeout(900)  # 106 seconds where nothing runs beside it
 def test_the_command_proves_what_is_exact_and_measures_what_is_not(capsys):
     with pytest.raises(SystemExit) as exit:
         cli.main(["prove", "--json"])
