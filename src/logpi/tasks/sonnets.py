@@ -160,12 +160,12 @@ def _verse(words: list[str], given: str) -> float:
     before = set(english_words(given))
     if len(words) < MIN_WORDS or 2 * sum(word in before for word in words) > len(words):
         return 0.0
-    rhyme = rhyme_closeness(words[-1], english_words(given)[-1])
+    rhyme = rhyme_closeness(words[-1], last_word(given))
     return (rhyme + _metre(words)) / 2 * _known(words) * len(set(words)) / len(words)
 
 
 def _rhymes(words: list[str], given: str) -> bool:
-    return bool(words) and words_rhyme(words[-1], english_words(given)[-1])
+    return bool(words) and words_rhyme(words[-1], last_word(given))
 
 
 def _metre(words: list[str]) -> float:
