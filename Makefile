@@ -7,6 +7,7 @@ PIP_FLAGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 JUDGES := .venv-judges
+BENCH := runs/bench
 TRL = $(if $(wildcard $(JUDGES)/.installed),--trl $(JUDGES)/bin/python)
 PIP := $(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt
 
@@ -25,14 +26,16 @@ judges: $(JUDGES)/.installed  # gradients against TRL, polgrad and Stable-Baseli
 	$(JUDGES)/bin/python -m pytest tests/judges
 
 # Peers take part where their interpreters are: TRL in .venv-judges (make judges makes it), vLLM where VLLM names it.
+# The figures go to BENCH as JSON, and a page of them to BENCH/performance.md.
 bench: $(VENV)/.dev  # sampling and training steps beside transformers, TRL and vLLM, in turns
-	$(BIN)/python benchmarks/generation.py $(if $(VLLM),--vllm $(VLLM))
-	$(BIN)/python benchmarks/step.py $(TRL)
-	$(BIN)/python benchmarks/step.py $(TRL) --padding 160
-	$(BIN)/python benchmarks/step.py $(TRL) --tiny --rounds 5
-	$(BIN)/python benchmarks/memory.py
-	$(BIN)/python benchmarks/growth.py
-	$(if $(TRL),$(BIN)/python benchmarks/cartpole.py --sb3 $(JUDGES)/bin/python)
+	$(BIN)/python benchmarks/generation.py $(if $(VLLM),--vllm $(VLLM)) --output $(BENCH)/generation.json
+	$(BIN)/python benchmarks/step.py $(TRL) --output $(BENCH)/step.json
+	$(BIN)/python benchmarks/step.py $(TRL) --padding 160 --output $(BENCH)/step-200.json
+	$(BIN)/python benchmarks/step.py $(TRL) --tiny --output $(BENCH)/step-tiny.json
+	$(BIN)/python benchmarks/memory.py --output $(BENCH)/memory.json
+	$(BIN)/python benchmarks/growth.py --output $(BENCH)/growth.json
+	$(if $(TRL),$(BIN)/python benchmarks/cartpole.py --sb3 $(JUDGES)/bin/python --output $(BENCH)/cartpole.json)
+	$(BIN)/python benchmarks/performance_page.py $(BENCH) $(BENCH)/performance.md
 
 bench-quick: $(VENV)/.installed  # two sizes, one round, no peers but transformers
 	$(BIN)/python benchmarks/generation.py --rounds 1 --batches 8,64

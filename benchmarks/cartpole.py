@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from side_by_side import HERE, machine
+from side_by_side import HERE, report
 
 
 def main() -> None:
@@ -47,7 +47,7 @@ def main() -> None:
         held = sum(row["seconds"] is not None for row in rows)
         median = statistics.median(seconds)
         print(f"{side:<8} held on {held} of {len(rows)}; median {median:.1f} s ({seconds[0]:.1f}-{seconds[-1]:.1f})")
-    chosen.output.write_text(json.dumps({"rows": found, "machine": machine()}, indent=1) + "\n")
+    report({"rows": found}, chosen.output)
 
 
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -8,7 +8,6 @@ completion here, so all have their full length; rewards are random, so every gro
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from side_by_side import HERE, machine, shown
+from side_by_side import HERE, report, shown, spread
 
 from logpi.algorithms import get_algorithm
 from logpi.batching import minibatches
@@ -44,7 +43,7 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--dtype", default="auto", help="of products: bfloat16, float32; auto: what is native")
     options.add_argument("--threads", type=int, default=2)
-    options.add_argument("--output", help="a JSON file for the figures")
+    options.add_argument("--output", type=Path, help="a JSON file for the figures")
     chosen = options.parse_args()
     torch.set_num_threads(chosen.threads)
     policy = load_causal_lm(chosen.model, dtype=chosen.dtype)
@@ -59,14 +58,10 @@ def main() -> None:
     base = found[next(iter(SIZES))]
     result: dict[str, Any] = {}
     for name, seconds in found.items():
-        spread = [statistics.median(seconds), min(seconds), max(seconds)]
         ratio = statistics.median(s / b for s, b in zip(seconds, base, strict=True))
-        result[name] = {"seconds": spread, "ratio": ratio}
-        print(f"{name:<40}{shown(spread, ' s'):<22} ×{ratio:.2f}", flush=True)
-    result = {"machine": machine(), "rounds": chosen.rounds, "sizes": result}
-    print(json.dumps(result))
-    if chosen.output:
-        Path(chosen.output).write_text(json.dumps(result, indent=1))
+        result[name] = {"seconds": spread(seconds), "ratio": ratio}
+        print(f"{name:<40}{shown(spread(seconds), ' s'):<22} ×{ratio:.2f}", flush=True)
+    report({"rounds": chosen.rounds, "sizes": result}, chosen.output)
 
 
 def step(learner: Learner, num_prompts: int, num_generations: int, length: int, number: int) -> float:

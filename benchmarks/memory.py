@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from side_by_side import ANSWER, HERE, machine
+from side_by_side import ANSWER, HERE, report
 
 sys.path.append(str(HERE / "sides"))
 
@@ -37,7 +37,7 @@ QWEN2 = {
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--model", default="smollm2-q4")
-    options.add_argument("--output", help="a JSON file for the figures")
+    options.add_argument("--output", type=Path, help="a JSON file for the figures")
     options.add_argument("--case", help="one case, as JSON, in this process")
     chosen = options.parse_args()
     if chosen.case:
@@ -53,9 +53,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="logpi-bench-") as folder:
         write_qwen2(model, Path(folder))
         found.append(run({"model": folder, "dtype": "auto", "lora": 16}) | {"model": "Qwen2, 0.5 B"})
-    print(json.dumps({"machine": machine(), "cases": found}))
-    if chosen.output:
-        Path(chosen.output).write_text(json.dumps({"machine": machine(), "cases": found}, indent=1))
+    report({"cases": found}, chosen.output)
 
 
 def run(case: dict[str, Any]) -> dict[str, Any]:

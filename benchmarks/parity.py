@@ -9,7 +9,6 @@ measured against. Medians with min-max, and the mismatch that each leaves.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -22,7 +21,7 @@ from unittest import mock
 
 import torch
 from reliability import Silent
-from side_by_side import HERE, machine, shown
+from side_by_side import HERE, report, shown, spread
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -142,11 +141,10 @@ def measure(trainer: Trainer, steps: int, say: Callable[[str], None]) -> dict[st
         pairs = [exact[0] / other[0] for exact, other in zip(found[next(iter(MODES))], seen, strict=True)]
         split = {part: statistics.median(s[1][part] for s in seen) for part in ("sample", "gradient")}
         mismatch = max(m["mismatch/max"] for _, _, m in seen)
-        spread = [statistics.median(seconds), min(seconds), max(seconds)]
-        result[name] = {"seconds": spread, "ratio": statistics.median(pairs), "split": split, "mismatch": mismatch,
-                        "tokens": seen[-1][2]["num_tokens"]}  # fmt: skip
+        result[name] = {"seconds": spread(seconds), "ratio": statistics.median(pairs), "split": split,
+                        "mismatch": mismatch, "tokens": seen[-1][2]["num_tokens"]}  # fmt: skip
         parts_shown = f"sampling {split['sample']:.2f}, gradient {split['gradient']:.2f}"
-        say(f"{name:<30}{shown(spread, ' s'):<20} logpi / this {result[name]['ratio']:.3f}   {parts_shown}   "
+        say(f"{name:<30}{shown(spread(seconds), ' s'):<20} logpi / this {result[name]['ratio']:.3f}   {parts_shown}   "
             f"mismatch {mismatch:.1e}   {result[name]['tokens']} tokens")  # fmt: skip
     return result
 
@@ -158,6 +156,7 @@ def main() -> None:
     options.add_argument("--words", type=int, default=0, help="words before each question, with --long")
     options.add_argument("--dtype", default="auto", help="of products: bfloat16, float32; auto: what is native")
     options.add_argument("--threads", type=int, default=2)
+    options.add_argument("--output", type=Path, help="a JSON file for the figures")
     chosen = options.parse_args()
     use_threads(chosen.threads)
     config = (
@@ -176,11 +175,7 @@ def main() -> None:
     exact, *others = found.values()
     fastest = max(other["ratio"] for other in others)
     print(f"against the fastest of them: {fastest:.3f}; exact mode's mismatch {exact['mismatch']:.1e}")
-    print(
-        json.dumps(
-            {"machine": machine(), "long": chosen.long, "words": chosen.words, "dtype": chosen.dtype, "modes": found}
-        )
-    )
+    report({"long": chosen.long, "words": chosen.words, "dtype": chosen.dtype, "modes": found}, chosen.output)
 
 
 if __name__ == "__main__":

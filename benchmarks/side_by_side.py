@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
+LIMIT = "products alone"  # the side that does nothing else: what could be reached
 ANSWER = "ANSWER "  # before a side's answer: libraries print as they like
 
 
@@ -69,30 +70,37 @@ def serve(work: Any) -> None:
 
 
 def compare(sides: list[Side], work: Mapping[str, Any], rounds: int) -> dict[str, dict[str, Any]]:
-    """Do the work `rounds` times on each side in turns; return each one's tokens a second, seconds, and ratio: the
-    median over rounds of the first side's tokens a second through this one's."""
-    speeds: dict[str, list[float]] = {side.name: [] for side in sides}
+    """Do the work `rounds` times on each side in turns, or three times where one takes over 30 seconds; return each
+    one's tokens a second, seconds, tokens, seconds of parts where it tells them (medians), and ratio: the median over
+    rounds of the first side's tokens a second through this one's."""
     answers: dict[str, list[dict[str, Any]]] = {side.name: [] for side in sides}
     for side in sides:
         side.do(work | {"new_tokens": min(4, work.get("new_tokens", 4))})  # warm
-    for _ in range(rounds):
+    for done in range(rounds):
+        if done == 3 and any(answer["seconds"] > 30 for found in answers.values() for answer in found):
+            break
         for side in sides:
-            answer = side.do(work)
-            answers[side.name].append(answer)
-            speeds[side.name].append(answer["tokens"] / answer["seconds"])
+            answers[side.name].append(side.do(work))
+    speeds = {name: [answer["tokens"] / answer["seconds"] for answer in found] for name, found in answers.items()}
     first = speeds[sides[0].name]
     return {
         name: {
-            "tokens_per_second": _spread(found),
-            "seconds": _spread([answer["seconds"] for answer in answers[name]]),
-            "ratio": statistics.median(a / b for a, b in zip(first, found, strict=True)),
-            **{key: answers[name][-1][key] for key in answers[name][-1] if key not in ("seconds", "tokens")},
+            **found[-1],
+            "rounds": len(found),
+            "tokens_per_second": spread(speeds[name]),
+            "seconds": spread([answer["seconds"] for answer in found]),
+            "tokens": statistics.median(answer["tokens"] for answer in found),
+            "parts": {
+                part: statistics.median(answer["parts"][part] for answer in found) for part in found[0].get("parts", {})
+            },
+            "ratio": statistics.median(a / b for a, b in zip(first, speeds[name], strict=True)),
         }
-        for name, found in speeds.items()
+        for name, found in answers.items()
     }
 
 
-def _spread(values: list[float]) -> list[float]:
+def spread(values: list[float]) -> list[float]:
+    """Return median, least and greatest."""
     return [statistics.median(values), min(values), max(values)]
 
 
@@ -102,11 +110,25 @@ def shown(spread: list[float], unit: str = "") -> str:
     return f"{median}{unit} ({low}-{high})"
 
 
+def report(result: Mapping[str, Any], output: Path | None) -> None:
+    """Print what was found, with what it depends on, as JSON; write it to the file where one is named."""
+    result = {"machine": machine(), **result}
+    print(json.dumps(result))
+    if output:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps(result, indent=1) + "\n")
+
+
 def machine() -> dict[str, str]:
     """Return what the figures depend on."""
+    from logpi.device import resolve_dtype
+
     found = [
         line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
     ]
-    return {"processor": found[0], "cores": str(len(found)), "python": platform.python_version()} | {
-        name: version(name) for name in ("torch", "transformers")
-    }
+    return {
+        "processor": found[0],
+        "cores": str(len(found)),
+        "dtype": str(resolve_dtype("auto")).removeprefix("torch."),
+        "python": platform.python_version(),
+    } | {name: version(name) for name in ("logpi", "torch", "transformers")}

@@ -1,20 +1,19 @@
-"""Training steps side by side: `python benchmarks/step.py [--trl PYTHON] [--rounds 3] [--padding 0] [--tiny]`.
+"""Training steps side by side: `python benchmarks/step.py [--trl PYTHON] [--rounds 5] [--padding 0] [--tiny]`.
 
-SmolLM2-135M, 8 prompts × 8 completions of at most 64 tokens, bf16, 2 threads, full fine-tuning, every group with a
-gradient, no KL. logpi's step (dapo) and, where its interpreter is named, TRL's GRPO with and without gradient
-checkpointing: the better of the two counts. `--padding 160` makes prompts of about 200 tokens, `--tiny` takes a new
-model of 2 layers, 128 wide, 512 tokens.
+SmolLM2-135M, 8 prompts × 8 completions of at most 64 tokens, 2 threads, bf16 where native, full fine-tuning, every
+group with a gradient, no KL. logpi's step (dapo), its matrix products alone (the limit) and, where its interpreter is
+named, TRL's GRPO with and without gradient checkpointing: the better of the two counts. `--padding 160` makes prompts
+of about 200 tokens, `--tiny` takes a new model of 2 layers, 128 wide, 512 tokens.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from pathlib import Path
 
-from side_by_side import HERE, Side, compare, machine, shown
+from side_by_side import HERE, LIMIT, Side, compare, report, shown
 
 from logpi.policies.model_folder import find
 from logpi.policies.untrained import write_untrained
@@ -29,17 +28,18 @@ def main() -> None:
     options.add_argument(
         "--trl", help="an interpreter with trl: TRL takes part (make judges makes one: .venv-judges/bin/python)"
     )
-    options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--rounds", type=int, default=5, help="three where a side takes over 30 s")
     options.add_argument("--padding", type=int, default=0, help="words before each question")
     options.add_argument("--tiny", action="store_true", help="a new model of 2 layers, 128 wide, 512 tokens")
-    options.add_argument("--output", help="a JSON file for the figures")
+    options.add_argument("--output", type=Path, help="a JSON file for the figures")
     chosen = options.parse_args()
     model = tiny() if chosen.tiny else f"{find(chosen.model, weights=True).location}"
-    sides = [Side("logpi", "step_logpi.py", model, arguments=[str(chosen.padding)])]
+    words = [str(chosen.padding)]
+    sides = [Side("logpi", "step_logpi.py", model, arguments=words), Side(LIMIT, "limit.py", model, arguments=words)]
     if chosen.trl:
         for checkpointing, name in (("1", "trl"), ("0", "trl, no checkpointing")):
             more = {"CHECKPOINTING": checkpointing}
-            sides.append(Side(name, "step_trl.py", model, chosen.trl, arguments=[str(chosen.padding)], **more))
+            sides.append(Side(name, "step_trl.py", model, chosen.trl, arguments=words, **more))
     else:
         print("TRL is left out: name an interpreter that has it with --trl")
     found = compare(sides, {}, chosen.rounds)
@@ -47,14 +47,12 @@ def main() -> None:
         told = (
             f"{shown(side['seconds'], ' s')} a step, {shown(side['tokens_per_second'])} tokens/s, ×{side['ratio']:.2f}"
         )
-        print(f"{name:<24}{told}, peak {side['peak_gb']:.1f} GB", side.get("parts", ""), flush=True)
+        peak = [f"peak {side['peak_gb']:.1f} GB"] if "peak_gb" in side else []
+        parts = [f"{part} {seconds:.2f} s" for part, seconds in side["parts"].items()]
+        print(f"{name:<24}{', '.join([told, *peak, *parts])}", flush=True)
     for side in sides:
         side.close()
-    result = {"machine": machine(), "rounds": chosen.rounds, "padding": chosen.padding, "sides": found}
-    print(json.dumps(result))
-    if chosen.output:
-        with open(chosen.output, "w") as file:
-            json.dump(result, file, indent=1)
+    report({"padding": chosen.padding, "sides": found}, chosen.output)
 
 
 def tiny() -> str:

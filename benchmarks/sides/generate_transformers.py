@@ -1,4 +1,4 @@
-"""Sampling by transformers' generate in bf16, prompts repeated for their group and padded on the left."""
+"""Sampling by transformers' generate, prompts repeated for their group and padded on the left."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from precision import native
 from texts import prompts
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -16,7 +17,7 @@ from side_by_side import serve
 
 torch.set_num_threads(2)
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], padding_side="left")
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.bfloat16).eval()
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=native()).eval()
 
 
 def work(asked: dict[str, Any]) -> dict[str, Any]:

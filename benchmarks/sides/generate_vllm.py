@@ -1,4 +1,4 @@
-"""Sampling by vLLM's CPU engine in bf16; a group shares its prompt through the prefix cache, emptied before a run."""
+"""Sampling by vLLM's CPU engine; a group shares its prompt through the prefix cache, emptied before a run."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+from precision import native
 from texts import prompts
 
 sys.path.append(str(Path(__file__).parents[1]))
@@ -16,7 +18,8 @@ from side_by_side import serve
 def main() -> None:
     from vllm import LLM, SamplingParams
 
-    engine = LLM(sys.argv[1], dtype="bfloat16", max_model_len=512, max_num_seqs=128, enable_prefix_caching=True, seed=0)
+    dtype = "bfloat16" if native() == torch.bfloat16 else "float32"
+    engine = LLM(sys.argv[1], dtype=dtype, max_model_len=512, max_num_seqs=128, enable_prefix_caching=True, seed=0)
     tokenizer = engine.get_tokenizer()
 
     def work(asked: dict[str, Any]) -> dict[str, Any]:

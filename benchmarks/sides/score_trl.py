@@ -1,4 +1,4 @@
-"""TRL's side of `seconds_to_score.py`: GRPOTrainer on the same task, reward, prompts and numbers, bf16 autocast."""
+"""TRL's side of `seconds_to_score.py`: GRPOTrainer on the same task, reward, prompts, numbers; bf16 where native."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import tempfile
 
 import torch
 from datasets import Dataset
+from precision import native
 from score import Clock, wanted
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
@@ -47,7 +48,7 @@ def evaluate(model):
             asked_now = tokenizer(some, **how)
         else:
             asked_now = tokenizer.apply_chat_template(some, add_generation_prompt=True, return_dict=True, **how)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=native() == torch.bfloat16):
             out = model.generate(**asked_now, max_new_tokens=length, do_sample=task.draws, **drawn)
         new = out[:, asked_now["input_ids"].shape[1] :]
         ids += new.tolist()
@@ -77,7 +78,7 @@ trainer = GRPOTrainer(
     args=GRPOConfig(
         output_dir=tempfile.mkdtemp(prefix="logpi-bench-"),
         use_cpu=True,
-        bf16=True,
+        bf16=native() == torch.bfloat16,
         gradient_checkpointing=asked["checkpointing"],
         per_device_train_batch_size=per_device,
         gradient_accumulation_steps=asked["prompts"] * asked["generations"] // per_device,

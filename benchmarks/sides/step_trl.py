@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import torch
+from precision import native
 from rewards import checksum
 from texts import additions
 
@@ -29,7 +30,7 @@ def main() -> None:
     options = GRPOConfig(
         output_dir=tempfile.mkdtemp(prefix="logpi-bench-"),
         use_cpu=True,
-        bf16=True,
+        bf16=native() == torch.bfloat16,
         gradient_checkpointing=os.environ.get("CHECKPOINTING", "1") == "1",
         per_device_train_batch_size=16,
         gradient_accumulation_steps=4,
