@@ -37,9 +37,9 @@ bench: $(VENV)/.dev  # sampling and training steps beside transformers, TRL and 
 	$(if $(TRL),$(BIN)/python benchmarks/cartpole.py --sb3 $(JUDGES)/bin/python --output $(BENCH)/cartpole.json)
 	$(BIN)/python benchmarks/performance_page.py $(BENCH) $(BENCH)/performance.md
 
-bench-quick: $(VENV)/.installed  # two sizes, one round, no peers but transformers
-	$(BIN)/python benchmarks/generation.py --rounds 1 --batches 8,64
-	$(BIN)/python benchmarks/step.py --rounds 1
+bench-quick: $(VENV)/.installed  # two sizes and a tiny network, one round, no peers but transformers
+	$(BIN)/python benchmarks/generation.py --rounds 1 --batches 8,32
+	$(BIN)/python benchmarks/step.py --rounds 1 --tiny
 
 check: $(VENV)/.dev  # lint, format, types
 	$(BIN)/ruff check .

@@ -7,11 +7,12 @@ import torch
 from models import NATIVE_BF16, gradient, network, policy, prompts, relative_error, sample
 from transformers import MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from logpi.policies import attention
+from logpi.policies import attention, products
 from logpi.policies.adapters import merged_weight
 from logpi.policies.attention import KEY_MULTIPLE, KeyValues
 from logpi.policies.causal_lm import CausalLM
-from logpi.policies.fused import FusedTrunk, Product
+from logpi.policies.fused import FusedTrunk
+from logpi.policies.products import Product
 from logpi.rollout.engine import Sampling, generate
 
 DTYPES = [torch.float32] + [torch.bfloat16] * NATIVE_BF16
@@ -63,6 +64,45 @@ def test_it_gives_the_modules_bits(kind, dtype):
             expected = unfused(made).hidden_states(made.sampler, tokens, positions, attend, KeyValues())
             made.fused = fused
         assert torch.equal(found, expected)
+
+
+@pytest.fixture
+def threads():
+    """Set the number of threads for a test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("outputs", "inputs"), [(576, 1536), (960, 576), (100, 24)])
+def test_few_rows_have_the_bits_that_they_have_among_many(outputs, inputs, bias, threads, monkeypatch):
+    """Multiplied as (W xᵀ)ᵀ, for which eight rows are filled up to sixteen, or not."""
+    threads(2)
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(inputs, outputs, bias=bias) for _ in range(2)]
+    turned, products_turned = Product(layers, layers), []
+    multiply = products._turned
+    monkeypatch.setattr(products, "_turned", lambda *asked: products_turned.append(1) or multiply(*asked))
+    rows = torch.randn(256, inputs)
+    with torch.no_grad():
+        many = torch.cat([layer(rows) for layer in layers], -1)
+        for number in (1, 8, 16, 24, 64, 128, 136):
+            products_turned.clear()
+            found = turned(rows[:number, None])
+            assert torch.equal(found[:, 0], many[:number]), number
+            assert found.is_contiguous() and len(products_turned) == 2 * (turned.turns and number <= 128)
+
+
+def test_rows_are_turned_only_where_the_bits_stay_and_threads_share_them(threads, monkeypatch):
+    layers = [torch.nn.Linear(48, 32)]
+    threads(1)
+    assert not Product(layers, layers).turns
+    threads(2)
+    monkeypatch.setattr(products, "_turned", lambda layer, x: layer(x))
+    assert Product(layers, layers).turns
+    monkeypatch.setattr(products, "_turned", lambda layer, x: layer(x) * (1 + 2**-23))
+    assert not Product(layers, layers).turns
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -26,8 +26,9 @@ from logpi.policies.adapters import (
 from logpi.policies.attention import KEY_MULTIPLE, KeyValues, PackedKeyValues, round_up
 from logpi.policies.base import PolicyOutput, Reference, scatter
 from logpi.policies.dropout import Dropout
-from logpi.policies.fused import Drop, FusedTrunk, Product, keep
+from logpi.policies.fused import Drop, FusedTrunk, keep
 from logpi.policies.packing import Packing
+from logpi.policies.products import Product
 from logpi.policies.token_log_probs import PLAIN, Head, Transform, pad_rows, token_log_probs
 from logpi.policies.turns import unrolled
 

@@ -17,7 +17,7 @@ from logpi.device import products_in
 from logpi.policies.adapters import product_layers
 from logpi.policies.attention import KEY_MULTIPLE, invariant_attention, round_up
 from logpi.policies.causal_lm import CausalLM
-from logpi.policies.fused import Product
+from logpi.policies.products import Product
 from logpi.rollout.engine import Sampling, TokenPrompt, generate
 from logpi.trajectory import make_batch
 
