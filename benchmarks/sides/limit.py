@@ -3,7 +3,8 @@
 For work with "new_tokens" the products of sampling: each prompt's tokens once, then so many steps of all completions.
 For any other the products of a training step (`step_config.py`): sampling, then forward, gradient of the input and
 gradient of the weights for every token, prompts once a group; of the head for the completions' tokens only. Weights and
-inputs are random; a product runs as torch's `linear`, in bf16 on weights laid out for the processor.
+inputs are random; a product runs as torch's `linear`, of few
+rows turned, in bf16 on weights laid out for the processor.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from side_by_side import serve
 
 PROMPTS, GENERATIONS, LENGTH = 8, 8, 45  # of the step; completions of at most 64 tokens have 45 in the mean
 MICRO_BATCH = 1024  # tokens
+FEW = 128  # rows, up to which two threads share W xᵀ better than x Wᵀ
 
 torch.set_num_threads(2)
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
@@ -39,7 +41,7 @@ class Weight:
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.packed is None:
-            return torch.nn.functional.linear(x, self.dense)
+            return torch.nn.functional.linear(x, self.dense) if len(x) > FEW else (self.dense @ x.T).T
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")
 
     def learn(self, x: Tensor) -> None:
