@@ -3,8 +3,8 @@
 For work with "new_tokens" the products of sampling: each prompt's tokens once, then so many steps of all completions.
 For any other the products of a training step (`step_config.py`): sampling, then forward, gradient of the input and
 gradient of the weights for every token, prompts once a group; of the head for the completions' tokens only. Weights and
-inputs are random; a product runs as torch's `linear`, of few
-rows turned, in bf16 on weights laid out for the processor.
+inputs are random; a product runs as torch's `linear`, turned where there are few rows, in bf16 on weights laid out for
+the processor.
 """
 
 from __future__ import annotations
