@@ -74,24 +74,25 @@ def threads():
     torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("num_layers", [1, 2])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(("outputs", "inputs"), [(576, 1536), (960, 576), (100, 24)])
-def test_few_rows_have_the_bits_that_they_have_among_many(outputs, inputs, bias, threads, monkeypatch):
+def test_few_rows_have_the_bits_that_they_have_among_many(outputs, inputs, bias, num_layers, threads, monkeypatch):
     """Multiplied as (W xᵀ)ᵀ, for which eight rows are filled up to sixteen, or not."""
     threads(2)
     torch.manual_seed(0)
-    layers = [torch.nn.Linear(inputs, outputs, bias=bias) for _ in range(2)]
+    layers = [torch.nn.Linear(inputs, outputs, bias=bias) for _ in range(num_layers)]
     turned, products_turned = Product(layers, layers), []
     multiply = products._turned
     monkeypatch.setattr(products, "_turned", lambda *asked: products_turned.append(1) or multiply(*asked))
     rows = torch.randn(256, inputs)
     with torch.no_grad():
         many = torch.cat([layer(rows) for layer in layers], -1)
-        for number in (1, 8, 16, 24, 64, 128, 136):
+        for number in (8, 16, 24, 64, 128, 136):
             products_turned.clear()
             found = turned(rows[:number, None])
             assert torch.equal(found[:, 0], many[:number]), number
-            assert found.is_contiguous() and len(products_turned) == 2 * (turned.turns and number <= 128)
+            assert found.is_contiguous() and len(products_turned) == num_layers * (turned.turns and number <= 128)
 
 
 def test_rows_are_turned_only_where_the_bits_stay_and_threads_share_them(threads, monkeypatch):
